@@ -1,0 +1,41 @@
+"""Striate: a workbench for convolutional networks on images.
+
+Importing it is light: PyTorch and everything else come in when they are first needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that holds it.
+_PUBLIC = {
+    "StriateError": "striate.core.errors",
+    "open_data": "striate.data.formats",
+    "Model": "striate.model",
+    "load": "striate.model",
+    "wrap": "striate.nets.wrapped",
+    "create_net": "striate.nets.net",
+    "Recipe": "striate.train.recipe",
+    "train": "striate.train.session",
+    "evaluate": "striate.evaluate.evaluate",
+    "visualize": "striate.visualize.method",
+}
+
+if TYPE_CHECKING:
+    from striate.core.errors import StriateError as StriateError
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'striate' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*_PUBLIC, "__version__"])
+
+
+__all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604

@@ -1,0 +1,1 @@
+"""The ground floor: errors, registries, settings, results, run folders. Imports nothing else of Striate."""

@@ -1,0 +1,81 @@
+"""Writing without loss: a temporary file beside the target, flushed, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from striate.core.errors import StriateError
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path` when the block ends well, and vanishes otherwise.
+
+    Raises:
+        StriateError: the folder cannot be written, or the disk is full; nothing half-written stays.
+    """
+    target = Path(path)
+    temporary: str | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+        temporary = None
+    except OSError as error:
+        raise write_error(target, error) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write `data` to `path` in one step; raises as `replacing` does."""
+    with replacing(path) as file:
+        file.write(data)
+    return Path(path)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write `text` as UTF-8 to `path` in one step; raises as `replacing` does."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> Path:
+    """Write `value` as indented JSON to `path` in one step; raises as `replacing` does."""
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_error(path: Path, error: OSError) -> StriateError:
+    """The error for a failed write, with what to do about it."""
+    hints = {
+        errno.ENOSPC: "the disk is full: free some space, or choose another folder with --out",
+        errno.EDQUOT: "the disk quota is used up: free some space, or choose another folder with --out",
+        errno.EACCES: "choose a folder that you may write to with --out",
+        errno.EPERM: "choose a folder that you may write to with --out",
+        errno.EROFS: "the file system is read-only: choose another folder with --out",
+        errno.ENOTDIR: "a part of the path is a file: choose another folder with --out",
+        errno.EISDIR: "the path is a folder: give a file name",
+    }
+    reason = error.strerror or type(error).__name__
+    return StriateError(
+        f"cannot write {str(path)!r} ({reason})", hint=hints.get(error.errno or 0, "check the path")
+    )
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

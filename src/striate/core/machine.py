@@ -1,0 +1,33 @@
+"""The machine that a verb runs on: processors and the memory allocator."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+
+
+def processors() -> int:
+    """How many processors this process may use (its affinity mask, not the machine's count)."""
+    with contextlib.suppress(AttributeError):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def keep_heap() -> bool:
+    """Tell glibc to keep large blocks on the heap and never give them back; True when done.
+
+    By default each training step's large tensors are mapped, faulted in and unmapped again.
+    Only the verbs that compute call this; `STRIATE_KEEP_HEAP=0` opts out.
+    """
+    if os.environ.get("STRIATE_KEEP_HEAP") == "0" or not sys.platform.startswith("linux"):
+        return False
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        # glibc before 2.35 refuses a threshold above 32 MiB.
+        kept = any(mallopt(M_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25))
+        return kept and bool(mallopt(M_TRIM_THRESHOLD, -1))
+    return False

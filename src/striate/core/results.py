@@ -1,0 +1,90 @@
+"""Results: typed values that know how to check, tell and save themselves."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from striate.core.errors import StriateError
+from striate.core.files import replacing, write_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Base of all results: a frozen dataclass with `to_dict` and `save`.
+
+    A subclass names in `ROWS` the fields that must be of equal length (one entry a row).
+    """
+
+    ROWS = ()  # type: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(getattr(self, name)) for name in self.ROWS}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"{type(self).__name__}: fields of unequal length {lengths}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values: arrays as nested lists, nested results as mappings."""
+        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write to `path` by its suffix: .json (everything), .csv (the row fields), .npz (the arrays).
+
+        Raises:
+            StriateError: another suffix, no rows for a .csv, or the file cannot be written.
+        """
+        target = Path(path)
+        if target.suffix == ".json":
+            return write_text(target, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        if target.suffix == ".csv" and self.ROWS:
+            return write_text(target, self._csv())
+        if target.suffix == ".npz":
+            return self._save_arrays(target)
+        raise StriateError(
+            f"cannot save {type(self).__name__} as {target.suffix or 'a file without suffix'!r}",
+            allowed=[".json", ".npz", *([".csv"] if self.ROWS else [])],
+        )
+
+    def _csv(self) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.ROWS)
+        writer.writerows(zip(*(plain(getattr(self, name)) for name in self.ROWS), strict=True))
+        return text.getvalue()
+
+    def _save_arrays(self, target: Path) -> Path:
+        import numpy as np
+
+        arrays: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Mapping):
+                arrays |= {f"{field.name}.{k}": np.asarray(v) for k, v in value.items() if hasattr(v, "__array__")}
+            elif hasattr(value, "__array__"):
+                arrays[field.name] = np.asarray(value)
+        with replacing(target) as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        return target
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: arrays and tensors become lists, paths become text."""
+    if isinstance(value, Result):
+        return value.to_dict()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value

@@ -1,0 +1,1 @@
+"""Samples, formats, preprocessing, augmentation, loaders."""

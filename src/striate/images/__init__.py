@@ -1,0 +1,1 @@
+"""Pictures as arrays: decode, warp, colour, draw."""

@@ -1,0 +1,1 @@
+"""Architectures as sequences of named stages."""

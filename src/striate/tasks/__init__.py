@@ -1,0 +1,1 @@
+"""What a network is asked to produce: head, loss, decode, score."""

@@ -1,0 +1,1 @@
+"""Recipes, preflight, the loop, checkpoints."""
