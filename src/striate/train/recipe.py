@@ -1,0 +1,215 @@
+"""The recipe: every setting of a training run. Imports no PyTorch, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from striate.core.errors import StriateError
+from striate.core.settings import check, setting
+
+# Settings that change no bit of the result: a resumed run may be given others.
+FREE = ("workers", "checkpoint_every", "preflight")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained; `None` and `auto` are worked out from the data and written into the run.
+
+    Raises:
+        StriateError: a value of the wrong type or out of bounds, or two settings that exclude each other.
+    """
+
+    # What is trained
+    net: str = setting(
+        "auto", help="Architecture ('striate list nets'); auto: resnet20 up to 64 pixels, resnet18 above."
+    )
+    net_options: dict[str, Any] = setting(default_factory=dict, help="Options of the architecture, by name.")  # noqa: RUF009
+    task: str = setting("auto", help="Task ('striate list tasks'); auto: by the kind of the data.")
+    size: int | tuple[int, int] | None = setting(
+        None, help="Input size in pixels, one number or height and width; none: by the data.", minimum=1
+    )
+    channels: int | None = setting(
+        None, help="Colour channels, 1 (grey) or 3; none: as the data has.", choices=(1, 3)
+    )
+    resize: str = setting(
+        "auto",
+        help="How an image is brought to size; auto: none where all have it, else crop (masks: squash).",
+        choices=("auto", "crop", "squash", "pad", "none"),
+    )
+    crop: float = setting(
+        1.0, help="Part of the shorter side that the centre crop keeps, 0 to 1.", minimum=0.05, maximum=1.0
+    )
+    augment: str = setting(
+        "auto", help="Augmentation such as 'pad-crop(4)+flip' ('striate list augmentations'), none or auto."
+    )
+    val: float = setting(
+        0.1, help="Part of the training images held out for validation, 0 to 0.9.", minimum=0.0, maximum=0.9
+    )
+
+    # How long, and in what steps
+    epochs: int = setting(30, help="Passes over the training images.", minimum=1)
+    batch: int | None = setting(
+        None, help="Images a batch, over all processes; none: up to 128 small or 32 large images.", minimum=1
+    )
+    accumulate: int = setting(1, help="Batches whose gradients are averaged into one step.", minimum=1)
+    patience: int = setting(
+        0, help="Stop after this many epochs without a better validation score; 0: never.", minimum=0
+    )
+
+    # Optimisation
+    optimizer: str = setting("sgd", help="Optimiser ('striate list optimizers').")
+    lr: float | None = setting(
+        None, help="Highest learning rate; none: by optimiser, net and batch.", minimum=0.0
+    )
+    momentum: float = setting(0.9, help="Momentum of SGD, 0 to 1.", minimum=0.0, maximum=0.9999)
+    nesterov: bool = setting(True, help="Nesterov's form of momentum for SGD.")
+    betas: tuple[float, float] = setting((0.9, 0.999), help="Decay rates of Adam's two moments, 0 to 1.")
+    weight_decay: float = setting(5e-4, help="Weight decay (L2; decoupled for AdamW).", minimum=0.0)
+    decay_norms_and_biases: bool = setting(False, help="Decay normalisation weights and biases too.")
+    clip: float = setting(0.0, help="Largest norm of the whole gradient; 0: no clipping.", minimum=0.0)
+    ema: float = setting(
+        0.0,
+        help="Decay a step of the weight average that is tested and kept; 0: none.",
+        minimum=0.0,
+        maximum=0.99999,
+    )
+
+    # Learning-rate schedule
+    schedule: str = setting("one-cycle", help="Learning-rate schedule ('striate list schedules').")
+    warmup: float | None = setting(
+        None,
+        help="Epochs in which the rate rises; none: a quarter of the run for one-cycle, else 0.",
+        minimum=0.0,
+    )
+    milestones: tuple[float, ...] = setting(
+        (0.5, 0.75), help="Parts of the run, 0 to 1, after which the step schedule drops the rate."
+    )
+    gamma: float = setting(
+        0.1, help="Factor of each drop of the step and plateau schedules, 0 to 1.", minimum=1e-6, maximum=1.0
+    )
+    plateau: int = setting(
+        5, help="Epochs without a better score before the plateau schedule drops the rate.", minimum=1
+    )
+    restarts: int = setting(0, help="Warm restarts of the cosine schedule.", minimum=0)
+    growth: float = setting(
+        1.0, help="Length of each cosine cycle as a multiple of the one before.", minimum=0.1
+    )
+
+    # Loss
+    label_smoothing: float = setting(
+        0.0, help="Part of the target spread over all classes, 0 to 1.", minimum=0.0, maximum=0.999
+    )
+    class_weights: str = setting(
+        "none", help="Weights of classes in the loss; balanced: by rarity.", choices=("none", "balanced")
+    )
+
+    # The machine
+    seed: int = setting(0, help="Seed of splits, initial weights, order and augmentation.", minimum=0)
+    device: str = setting("auto", help="auto, cpu, cuda, cuda:N or mps.")
+    amp: str = setting(
+        "off",
+        help="Mixed precision; auto: bfloat16 where the device computes it in hardware.",
+        choices=("off", "auto", "bfloat16"),
+    )
+    channels_last: bool = setting(True, help="Keep tensors in NHWC memory order.")
+    threads: int | None = setting(
+        None, help="Compute threads (they shape the last bits: resuming keeps them); none: all processors.",
+        minimum=1,
+    )  # fmt: skip
+    workers: int | None = setting(
+        None, help="Loader threads; none: by the machine. Changes no result.", minimum=0
+    )
+    mode: str = setting(
+        "auto",
+        help="Loader: whole set in memory, or streamed; auto: by size.",
+        choices=("auto", "memory", "stream"),
+    )
+    checkpoint_every: float = setting(
+        60.0, help="Seconds between checkpoints; one is also written after each epoch.", minimum=0.0
+    )
+    preflight: bool = setting(True, help="Check data, net, loss, disk and memory before the first epoch.")
+
+    def __post_init__(self) -> None:
+        check(self)
+        for name in ("betas", "milestones"):
+            values = getattr(self, name)
+            if any(not 0.0 <= value < 1.0 for value in values):
+                raise StriateError(f"{name} is {values!r}", allowed="numbers from 0 to below 1")
+        if list(self.milestones) != sorted(self.milestones):
+            raise StriateError(f"milestones is {self.milestones!r}", hint="give them in rising order")
+        if isinstance(self.size, tuple) and min(self.size) < 1:
+            raise StriateError(f"size is {self.size!r}", allowed="height and width of at least 1 pixel")
+        if self.lr == 0.0:
+            raise StriateError("lr is 0", hint="give a rate above 0, or leave it out to have it worked out")
+        if self.crop < 1.0 and self.resize not in ("auto", "crop"):
+            raise StriateError(
+                f"crop is {self.crop} with resize {self.resize!r}", hint="crop needs resize crop"
+            )
+
+    def with_(self, **changes: Any) -> Recipe:
+        """A copy with some settings changed; raises as the constructor does, and for an unknown setting."""
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            if name not in names:
+                from striate.core.errors import unknown
+
+                raise unknown("setting", name, names)
+        return dataclasses.replace(self, **changes)
+
+    def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
+        """The settings that differ, as name -> (here, there)."""
+        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self)}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def auto_net(size: int) -> str:
+    """The architecture for images of `size` pixels: resnet20 up to 64, resnet18 above."""
+    return "resnet20" if size <= 64 else "resnet18"
+
+
+def auto_size(size: tuple[int, int] | None, kind: str) -> tuple[int, int]:
+    """The input size for images of median size (height, width) in pixels.
+
+    Up to 64 pixels their own size (a square of the longer side); above, 224 for classes, 128 where the
+    shorter side is below 160. Masks keep their shape: the longer side at most 512, both multiples of 32.
+    """
+    height, width = size or (224, 224)
+    if kind == "segmentation":
+        scale = min(1.0, 512 / max(height, width))
+        return (max(32, round(height * scale / 32) * 32), max(32, round(width * scale / 32) * 32))
+    if max(height, width) <= 64:
+        side = max(height, width)
+        return (side, side)
+    side = 128 if min(height, width) < 160 else 224
+    return (side, side)
+
+
+def auto_batch(count: int, size: int) -> int:
+    """Images a batch: 128 up to 64 pixels, 32 above; halved until an epoch has 20 steps, at least 8."""
+    batch = 128 if size <= 64 else 32
+    while batch > 8 and count < 20 * batch:
+        batch //= 2
+    return max(1, min(batch, count))
+
+
+def auto_augment(size: tuple[int, int], channels: int, kind: str) -> str:
+    """Augmentation by the data: flips only for natural (colour) images, whose mirror image is one too."""
+    small = max(size) <= 64
+    if kind == "segmentation":
+        return "flip"
+    if channels == 1:
+        return f"pad-crop({max(1, size[0] // 14)})" if small else "affine(rotate=5,translate=0.05,scale=0.1)"
+    return f"pad-crop({max(1, size[0] // 8)})+flip" if small else "random-resized-crop(scale=0.35)+flip"
+
+
+def auto_rate(optimizer_rate: float, batch: int, *, normalised: bool, adaptive: bool) -> float:
+    """The highest learning rate: the optimiser's own for batch 128, a fifth for SGD on nets without norms.
+
+    Scaled with batch / 128: linearly for SGD (Goyal et al. 2017, arXiv:1706.02677, section 2.1),
+    up to 4 times; by the square root for adaptive methods.
+    """
+    scale = batch / 128
+    rate = optimizer_rate * (scale**0.5 if adaptive else min(4.0, scale))
+    return float(f"{rate if normalised or adaptive else rate / 5:.4g}")
