@@ -52,8 +52,11 @@ def calibration(confidence: Any, correct: Any, bins: int = 15) -> tuple[Floats, 
     confidence = np.asarray(confidence, np.float64).ravel()
     correct = np.asarray(correct, np.float64).ravel()
     place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    count = np.bincount(place, minlength=bins).astype(np.float64)
-    return count, np.bincount(place, correct, bins), np.bincount(place, confidence, bins)
+    sums: list[Floats] = [
+        np.bincount(place, weights=column, minlength=bins).astype(np.float64)
+        for column in (np.ones_like(confidence), correct, confidence)
+    ]
+    return sums[0], sums[1], sums[2]
 
 
 def confusion(true: Any, predicted: Any, classes: int, ignore: int | None = None) -> NDArray[np.int64]:
@@ -133,5 +136,5 @@ def rank(logits: Any, true: Any) -> Any:
 
 
 def topk(logits: Any, k: int) -> Any:
-    """The k class numbers of highest logit, best first, (N, min(k, K)); of equal logits the lower number first."""
+    """Numbers of the k highest logits, best first, (N, min(k, K)); of equal ones the lower number first."""
     return logits.sort(dim=1, descending=True, stable=True).indices[:, :k]

@@ -36,7 +36,7 @@ class Scores(Result):
     of the sample number.
     """
 
-    ROWS = ("classes", "per_class")
+    ROWS = ("classes", "per_class")  # type: tuple[str, ...]
 
     main_name: str
     main: float
@@ -246,7 +246,7 @@ def balanced_weights(counts: Any) -> NDArray[np.float32]:
     present = counts > 0
     weights = np.ones_like(counts)
     weights[present] = counts.sum() / (max(1, int(present.sum())) * counts[present])
-    return weights.astype(np.float32)
+    return np.asarray(weights, np.float32)
 
 
 def side(size: Any) -> int | None:
