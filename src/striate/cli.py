@@ -1,0 +1,277 @@
+"""The command line: one verb, one call into a floor below.
+
+A verb is a typed function: its signature and docstring are the flags, the help and the settings file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from striate.core.errors import StriateError
+from striate.train.recipe import Recipe
+
+ListKind = Literal[
+    "nets", "stages", "weights", "formats", "augmentations", "tasks", "optimizers", "schedules",
+    "protocols", "methods",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a verb says: lines for people, and the same as JSON values for `--json`."""
+
+    lines: Sequence[str]
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def train(
+    data: str, recipe: Recipe, *, out: str | None = None, resume: bool = False, repeats: int = 1,
+    dry_run: bool = False, report: bool = True,
+) -> Answer:  # fmt: skip
+    """Train a network on a data set, test it, look inside it, and write the report.
+
+    Args:
+        data: a folder, .zip, .tar, .csv or IDX file, or a name: digits, fashion-mnist, cifar10
+        out: the run folder; by default runs/NET-DATA-N
+        resume: continue the run in `out` where it stopped; a larger `epochs` extends a finished one
+        repeats: train so many times, with seeds from `seed` on, and give mean and spread
+        dry_run: make all checks, train nothing
+        report: write report.html when done
+    """
+    from striate.studies import job
+
+    result = job.train_verb(
+        data, recipe, out=out, resume=resume, repeats=repeats, dry_run=dry_run, report=report
+    )
+    return Answer(result.lines(), result.to_dict())
+
+
+def evaluate(
+    model: str, data: str, *, split: str = "test", protocol: str = "center", batch: int = 64,
+    threads: int = 0, device: str = "auto", label_column: str | None = None, out: str | None = None,
+) -> Answer:  # fmt: skip
+    """Test a model by a protocol: scores with 95% intervals, and what they cost.
+
+    Args:
+        model: a run folder, a .safetensors file, or a published net's name
+        data: a folder, .zip, .tar, .csv or IDX file, or a name
+        split: train, val or test
+        protocol: the views that the network sees and how they are pooled, such as center
+        batch: images a forward pass
+        threads: processor threads; 0 takes all
+        device: auto, cpu, cuda or mps
+        label_column: the column of a table that holds the class, where it is not found by itself
+        out: write the scores to this .json file too
+    """
+    from striate.core import machine
+    from striate.evaluate.evaluate import evaluate as run
+    from striate.model import load
+
+    machine.keep_heap()
+    loaded = load(model)
+    result = run(
+        loaded, data, split=split, protocol=protocol, batch=batch, threads=threads, device=device,
+        label_column=label_column,
+    )  # fmt: skip
+    if out:
+        result.save(out)
+    return Answer(result.lines(), result.to_dict())
+
+
+def predict(
+    model: str, images: list[str], *, top: int = 5, batch: int = 32, threads: int = 0,
+    device: str = "auto", skip_bad: bool = False, out: str | None = None,
+) -> Answer:  # fmt: skip
+    """Say what is on images: the likeliest classes, or the mask of every class.
+
+    Args:
+        model: a run folder, a .safetensors file, or a published net's name
+        images: image files or folders of them
+        top: how many classes to name for each image
+        batch: images a forward pass
+        threads: processor threads; 0 takes all
+        device: auto, cpu, cuda or mps
+        skip_bad: name unreadable files and go on, instead of stopping
+        out: write the answers to this .csv or .json file too; masks go into this folder as .png
+    """
+    from striate.core import machine
+    from striate.studies import answers
+
+    machine.keep_heap()
+    result = answers.predict_files(
+        model, images, top=top, batch=batch, threads=threads, device=device, skip_bad=skip_bad, out=out
+    )
+    return Answer(result.lines(), result.to_dict())
+
+
+def visualize(
+    method: str, model: str, images: list[str] | None = None, *, out: str | None = None,
+    options: dict[str, Any] | None = None,
+) -> Answer:  # fmt: skip
+    """Look inside a network: filters, feature maps, saliency.
+
+    Args:
+        method: one of 'striate list methods'
+        model: a run folder, a .safetensors file, or a published net's name
+        images: image files, where the method needs them
+        out: the file to write: .png, .svg, .npz or .json; by default METHOD.png
+        options: the method's own options, such as --options.stage conv2 or --options.target cat
+    """
+    from striate.model import load
+    from striate.visualize.method import visualize as run
+
+    picture = run(method, load(model), images or None, **(options or {}))
+    path = picture.save(out or f"{method}.png")
+    return Answer(
+        [f"{picture.title}: {path}", *([picture.note] if picture.note else [])],
+        {"method": method, "path": str(path), "title": picture.title, "note": picture.note},
+    )
+
+
+def data(
+    action: Literal["check", "describe"], path: str, *, near: int = 2, out: str | None = None,
+) -> Answer:  # fmt: skip
+    """Check a data set: counts, sizes, unreadable files, duplicates, leaks between splits.
+
+    Args:
+        action: check reads every image; describe only opens the set
+        path: a folder, .zip, .tar, .csv or IDX file, or a name
+        near: near duplicates differ in at most so many of 64 hash bits; -1 looks for exact ones only
+        out: write the findings to this .json file too
+    """
+    from striate.data.checks import check_data
+    from striate.data.formats import open_data
+
+    dataset = open_data(path)
+    if action == "describe":
+        return Answer(dataset.describe().splitlines(), {"path": path, "classes": list(dataset.classes)})
+    result = check_data(dataset, near=near)
+    if out:
+        result.save(out)
+    return Answer(result.lines(), result.to_dict())
+
+
+def report(run: str) -> Answer:
+    """Write the report of a run anew.
+
+    Args:
+        run: the run folder
+    """
+    from striate.studies.job import make_report
+
+    path = make_report(Path(run))
+    return Answer([f"report: {path}"], {"report": str(path)})
+
+
+def list_(kind: ListKind, model: str | None = None) -> Answer:
+    """List what there is: nets, weights, data formats, protocols, methods, and the stages of a model.
+
+    Args:
+        kind: what to list
+        model: for stages, a run folder, a .safetensors file, a published net or a net's name
+    """
+    from striate.studies.catalogue import rows
+
+    found = rows(kind, model)
+    return Answer(found.lines(), found.to_dict())
+
+
+def demo(*, out: str = "runs/demo", seed: int = 0) -> Answer:
+    """Train LeNet-5 on embedded digits, test it, explain it, and recognise two photographs.
+
+    Args:
+        out: the run folder, made anew each time
+        seed: the seed of all random draws
+    """
+    from striate.studies.demo import demo as run
+
+    result = run(out, seed=seed)
+    return Answer(result.lines(), result.to_dict())
+
+
+def doctor() -> Answer:
+    """Say what Striate finds on this machine: versions, devices, threads, optional parts."""
+    from striate.studies.doctor import examine
+
+    result = examine()
+    return Answer(result.lines(), result.to_dict())
+
+
+VERBS: dict[str, Any] = {
+    "train": train, "evaluate": evaluate, "predict": predict, "visualize": visualize, "data": data,
+    "report": report, "list": list_, "demo": demo, "doctor": doctor,
+}  # fmt: skip
+
+
+def usage() -> str:
+    """The text of `striate --help`."""
+    from striate import __version__
+
+    rows = [f"  {name:<10} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            f"striate {__version__}: a workbench for convolutional networks on images",
+            "",
+            "usage: striate VERB [ARGUMENTS]   (striate VERB --help tells its arguments)",
+            "",
+            *rows,
+            "",
+            "Start with:  striate demo",
+            "Your images: striate train FOLDER    (one sub folder a class)",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code: 0 done, 1 trouble inside, 2 the user's mistake, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        from striate import __version__
+
+        print(__version__)
+        return 0
+    try:
+        return _run(arguments[0], arguments[1:])
+    except StriateError as error:
+        print(f"striate: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("striate: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe went away: keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    from striate.arguments import parse
+
+    if name not in VERBS:
+        from striate.core.errors import unknown
+
+        raise unknown("verb", name, VERBS, hint="'striate --help' tells what each does")
+    values, as_json = parse(f"striate {name}", VERBS[name], arguments)
+    if values is None:
+        return 0
+    answer = VERBS[name](**values)
+    if as_json:
+        from striate.core.results import plain
+
+        print(json.dumps(plain(answer.values), ensure_ascii=False))
+    else:
+        print("\n".join(answer.lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

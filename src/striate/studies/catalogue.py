@@ -1,0 +1,82 @@
+"""What there is: the rows of `striate list`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from striate.core.errors import StriateError, unknown
+from striate.core.registry import Registry
+from striate.core.results import Result
+
+# Kind -> where its registry stands.
+REGISTRIES = {
+    "nets": "striate.nets.net:NETS",
+    "weights": "striate.nets.weights:CARDS",
+    "formats": "striate.data.formats:FORMATS",
+    "augmentations": "striate.data.augment:AUGMENTATIONS",
+    "tasks": "striate.tasks.task:TASKS",
+    "optimizers": "striate.train.optimize:OPTIMIZERS",
+    "schedules": "striate.train.optimize:SCHEDULES",
+    "protocols": "striate.evaluate.protocols:PROTOCOLS",
+    "methods": "striate.visualize.method:METHODS",
+}
+
+
+@dataclass(frozen=True)
+class Listing(Result):
+    """Rows of a list: a name, and what there is to say of it."""
+
+    ROWS = ("names", "texts")
+
+    kind: str
+    names: Sequence[str]
+    texts: Sequence[str]
+
+    def lines(self) -> list[str]:
+        """One line a row, names in a column."""
+        width = max(map(len, self.names), default=0)
+        return [f"{name:<{width}}  {text}".rstrip() for name, text in zip(self.names, self.texts, strict=True)]
+
+
+def rows(kind: str, model: str | None = None) -> Listing:
+    """The rows of one kind; `stages` wants a model or a net's name.
+
+    Raises:
+        StriateError: an unknown kind, or `stages` without a model.
+    """
+    if kind == "stages":
+        if model is None:
+            raise StriateError("stages of which net?", hint="give a model: striate list stages MODEL")
+        return _stages(model)
+    if kind not in REGISTRIES:
+        raise unknown("list", kind, [*REGISTRIES, "stages"])
+    module, _, name = REGISTRIES[kind].partition(":")
+    entries = getattr(importlib.import_module(module), name)
+    if isinstance(entries, Registry):
+        found = list(entries)
+        return Listing(kind, [e.name for e in found], [_text(e.summary, e.capabilities) for e in found])
+    values = dict(entries() if callable(entries) else entries)
+    return Listing(kind, list(values), [str(getattr(value, "summary", "")) for value in values.values()])
+
+
+def _text(summary: str, capabilities: dict[str, Any]) -> str:
+    told = ", ".join(f"{k} {v}" for k, v in capabilities.items() if isinstance(v, (str, int)) and v is not True)
+    return f"{summary} [{told}]" if told else summary
+
+
+def _stages(name: str) -> Listing:
+    from striate.model import load
+    from striate.nets.geometry import stage_geometry
+    from striate.nets.net import NETS, create_net
+
+    net = create_net(name, classes=10) if name in NETS else load(name).net
+    infos = stage_geometry(net, net.size)
+    texts = [
+        f"{info.kind:<18} {'x'.join(map(str, info.shape)):<14} stride {info.stride}, receptive field "
+        f"{info.receptive_field}, {info.parameters:,} parameters"
+        for info in infos
+    ]
+    return Listing("stages", [info.name for info in infos], texts)
