@@ -42,6 +42,13 @@ class Place:
         ids = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(net, device_ids=ids)
 
+    def quiet(self, net: nn.Module, on: bool) -> contextlib.AbstractContextManager[Any]:
+        """Where `on`, backward passes within do not yet average gradients over the processes."""
+        if on and isinstance(net, nn.parallel.DistributedDataParallel):
+            no_sync: contextlib.AbstractContextManager[Any] = net.no_sync()
+            return no_sync
+        return contextlib.nullcontext()
+
     def gather(self, value: Any) -> list[Any]:
         """`value` of every process, in order of rank."""
         if self.world == 1:

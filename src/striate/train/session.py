@@ -1,0 +1,290 @@
+"""A training run from data to model: opens, checks, trains, saves, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from striate.core import machine, settings
+from striate.core.errors import StriateError
+from striate.core.results import Result
+from striate.core.runs import SETTINGS, SPLITS, Run, next_folder
+from striate.data.formats import open_data
+from striate.data.samples import Dataset
+from striate.train.devices import Place, place, threads
+from striate.train.fit import Interrupted, Stop, fit
+from striate.train.preflight import preflight
+from striate.train.progress import Progress
+from striate.train.recipe import FREE, Recipe
+from striate.train.setup import prepare
+from striate.train.writer import Writer
+
+T = TypeVar("T")
+
+# Settings that a resumed run may be given anew although they change the result: it is extended.
+EXTENDS = ("epochs", "patience")
+# Settings that a resumed run keeps, whatever it is given: the last bits depend on them.
+KEPT = ("threads",)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: its folder, the settings asked for, and what an earlier part wrote down."""
+
+    folder: Path
+    asked: Recipe
+    written: dict[str, Any] | None  # settings.json of the earlier part
+
+
+def train(
+    data: str | os.PathLike[str] | Dataset | None = None,
+    recipe: Recipe | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool | str | os.PathLike[str] = False,
+    progress: bool = True,
+    given: Collection[str] | None = None,
+    **changes: Any,
+) -> Run:
+    """Train a network and leave a run folder with its model.
+
+    data: a path, a name or an open data set; may be left out when resuming.
+    recipe, changes: the settings, and single ones of them by name. out: the run folder; by default
+    runs/DATA-NET-N. resume: continue the run in `out` (which is begun when it is not there yet), or in the
+    folder named. On the CPU the result has the same bytes as if the run had never stopped; a larger `epochs`
+    extends a run, with the learning-rate schedule of the new length from there on. When resuming, only the
+    settings named in `given` (None: all of `recipe`, or else `changes`) are compared with the run's.
+
+    Raises:
+        StriateError: anything in data, settings or folder that the user can mend.
+        Interrupted: SIGINT or SIGTERM; the state was saved.
+    """
+    machine.keep_heap()
+    base = recipe or Recipe()
+    wanted = base.with_(**changes)
+    named = set(given) if given is not None else None if recipe is not None else set()
+    named = None if named is None else named | set(changes)
+    with place(wanted.device, wanted.amp) as here:
+        start = on_first(here, lambda: begin(data, wanted, named, out, resume))
+        return _train(data, start, here, progress and here.first)
+
+
+def _train(data: Any, start: Start, here: Place, progress: bool) -> Run:
+    """Train from a `Start` to the finished model."""
+    written = start.written or {}
+    count = written.get("recipe", {}).get("threads") or start.asked.threads
+    with threads(count) as computing, Progress(progress) as show:
+        dataset = open_set(data, start)
+        setup = prepare(dataset, start.asked, here, computing, start.written)
+        writer = Writer(Run(start.folder), setup, show)
+        source = {"given": spec(data, start), "name": dataset.name, "digest": dataset.digest()}
+        on_first(here, lambda: writer.open(start.written is not None, source))
+        if not writer.restore() and start.asked.preflight:
+            writer.note(on_first(here, lambda: preflight(setup.job, start.folder)))
+        with Stop().listening() as stop:
+            done = fit(setup.job, writer.listen, due=show.due, stop=stop)
+    if not done:
+        raise Interrupted(stop.number or 15, str(start.folder))
+    return writer.run
+
+
+def on_first(here: Place, work: Callable[[], T]) -> T:
+    """What `work` gives in the first process, in all of them; its error is raised in all of them."""
+    value: Any = None
+    error: StriateError | None = None
+    if here.first:
+        try:
+            value = work()
+        except StriateError as found:
+            error = found
+    value, error = here.gather((value, error))[0]
+    if error is not None:
+        raise error
+    return value  # type: ignore[no-any-return]
+
+
+def spec(data: Any, start: Start) -> str:
+    """What the data were given as, for settings.json."""
+    if data is None:
+        return str((start.written or {}).get("data", {}).get("given", ""))
+    return (data.path or data.name) if isinstance(data, Dataset) else os.fspath(data)
+
+
+def open_set(data: Any, start: Start) -> Dataset:
+    """The data set with the splits of the run's earlier part.
+
+    Raises:
+        StriateError: it cannot be opened, or has changed since the run began.
+    """
+    if isinstance(data, Dataset):
+        dataset = data
+    else:
+        splits = start.folder / SPLITS
+        kept = splits if start.written is not None and splits.exists() else None
+        dataset = open_data(spec(data, start), val=start.asked.val, seed=start.asked.seed, split_file=kept)
+    if start.written is not None and dataset.digest() != start.written["data"]["digest"]:
+        raise StriateError(
+            f"the data {dataset.name!r} are not those that {str(start.folder)!r} was started with",
+            hint="give the same images, labels and splits, or start a new run with --out",
+        )
+    return dataset
+
+
+def begin(data: Any, wanted: Recipe, named: Collection[str] | None, out: Any, resume: Any) -> Start:
+    """Where to begin: a new folder, or an earlier part with settings that agree with `wanted`.
+
+    Raises:
+        StriateError: nothing to resume, a folder in use, or settings that differ from the run's.
+    """
+    folder = find_folder(data, wanted, out, resume)
+    if resume and (folder / SETTINGS).exists():
+        written = Run.open(folder).settings()
+        try:
+            asked, settled = (settings.from_dict(Recipe, written[key]) for key in ("asked", "recipe"))
+            written["data"]["digest"], written["preprocess"]
+        except (KeyError, TypeError) as error:
+            raise StriateError(
+                f"{str(folder)!r} has settings without {error}", hint="start a new run"
+            ) from error
+        merged = agree(folder, wanted, named, asked, settled)
+        changes = {name: getattr(merged, name) for name in (*FREE, *EXTENDS)}
+        written["recipe"] = settings.to_dict(settled.with_(**changes))
+        return Start(folder, merged, written)
+    if data is None:
+        raise StriateError("no data given", hint="give a folder of images, an archive, a .csv or a name")
+    if (folder / SETTINGS).exists():
+        raise StriateError(
+            f"{str(folder)!r} already holds a run",
+            hint="continue it with --resume, or choose another folder with --out",
+        )
+    return Start(folder, wanted, None)
+
+
+def find_folder(data: Any, wanted: Recipe, out: Any, resume: Any) -> Path:
+    """The run folder that the arguments mean.
+
+    Raises:
+        StriateError: there is no run to resume.
+    """
+    if isinstance(resume, (str, os.PathLike)):
+        return Run.open(resume).path
+    if out is not None:
+        return Path(out)
+    root = Path("runs")
+    if resume:
+        runs = sorted(root.glob(f"*/{SETTINGS}"), key=lambda path: path.stat().st_mtime)
+        if not runs:
+            raise StriateError("there is no run to resume in 'runs'", hint="name its folder with --out")
+        return runs[-1].parent
+    name = data.name if isinstance(data, Dataset) else Path(os.fspath(data or "")).stem
+    return next_folder(root, f"{wanted.net}-{name}" if wanted.net != "auto" else name)
+
+
+def agree(
+    folder: Path, wanted: Recipe, named: Collection[str] | None, asked: Recipe, settled: Recipe
+) -> Recipe:
+    """The settings of a resumed run: those it was begun with, but for those that may change.
+
+    Raises:
+        StriateError: lists each setting that differs.
+    """
+    changes, wrong = {}, []
+    for field in dataclasses.fields(Recipe):
+        name = field.name
+        if name in KEPT or (named is not None and name not in named):
+            continue
+        value, before = getattr(wanted, name), getattr(asked, name)
+        if value in (before, getattr(settled, name)):
+            continue
+        if name in FREE or name in EXTENDS:
+            changes[name] = value
+        else:
+            wrong.append(f"{name.replace('_', '-')} {value!r}, not {before!r}")
+    if wrong:
+        raise StriateError(
+            f"{str(folder)!r} was begun with other settings: {'; '.join(wrong)}",
+            hint="give the same settings, or start a new run with --out",
+        )
+    return asked.with_(**changes)
+
+
+@dataclass(frozen=True)
+class Repeats(Result):
+    """Several runs that differ in their seed only: main score of each, their mean and standard deviation.
+
+    `sd` is that of a sample (n - 1); None for a single run. Scores are those of the last epoch, 0 to 1.
+    """
+
+    ROWS = ("seeds", "scores", "folders")  # type: tuple[str, ...]
+
+    main_name: str
+    mean: float
+    sd: float | None
+    seeds: tuple[int, ...]
+    scores: tuple[float, ...]
+    folders: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """One line a run, and the mean with its spread."""
+        rows = [
+            f"seed {seed}: {self.main_name} {100 * score:.2f} %  {folder}"
+            for seed, score, folder in zip(self.seeds, self.scores, self.folders, strict=True)
+        ]
+        spread = "" if self.sd is None else f" ± {100 * self.sd:.2f} (sd of {len(self.scores)} seeds)"
+        return [*rows, f"mean {self.main_name} {100 * self.mean:.2f}{spread} %"]
+
+
+def train_repeats(
+    data: str | os.PathLike[str] | Dataset,
+    recipe: Recipe | None = None,
+    *,
+    repeats: int,
+    out: str | os.PathLike[str],
+    resume: bool = False,
+    progress: bool = True,
+    **changes: Any,
+) -> Repeats:
+    """Train `repeats` times with seeds from the recipe's on, each in its folder `out/seed-N`.
+
+    Finished runs are kept when resuming. Writes `out/repeats.json`.
+
+    Raises:
+        StriateError: as `train`; fewer than one repeat; no validation images to score by.
+    """
+    base = (recipe or Recipe()).with_(**changes)
+    if repeats < 1:
+        raise StriateError(f"repeats is {repeats}", allowed="at least 1")
+    seeds = [base.seed + k for k in range(repeats)]
+    runs = [
+        train(data, base.with_(seed=seed), out=Path(out) / f"seed-{seed}", resume=resume, progress=progress)
+        for seed in seeds
+    ]
+    found = [(name, score) for run in runs for name, score in [final_score(run)]]
+    scores = tuple(score for _, score in found)
+    result = Repeats(
+        main_name=found[0][0],
+        mean=statistics.fmean(scores),
+        sd=statistics.stdev(scores) if len(scores) > 1 else None,
+        seeds=tuple(seeds),
+        scores=scores,
+        folders=tuple(str(run.path) for run in runs),
+    )
+    result.save(Path(out) / "repeats.json")
+    return result
+
+
+def final_score(run: Run) -> tuple[str, float]:
+    """Name and value of the main validation score after the last epoch.
+
+    Raises:
+        StriateError: the run had no validation images.
+    """
+    for event in reversed(run.events()):
+        if event.get("event") == "end" and event.get("score") is not None:
+            return str(event["score_name"]), float(event["score"])
+    raise StriateError(f"{str(run.path)!r} has no validation score", hint="give --val 0.1")

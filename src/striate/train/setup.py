@@ -1,0 +1,197 @@
+"""From settings and data to everything that the loop works on: every `auto` is settled here."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from striate.core import settings
+from striate.core.errors import StriateError
+from striate.data.augment import parse as parse_augment
+from striate.data.loaders import Loader
+from striate.data.preprocess import Preprocess
+from striate.data.samples import Dataset, Split
+from striate.nets.net import NETS
+from striate.tasks.task import Task, make_task
+from striate.train.devices import Place, mixed
+from striate.train.fit import Job
+from striate.train.optimize import OPTIMIZERS, SCHEDULES, Plan, WeightAverage, build_optimizer
+from striate.train.recipe import Recipe, auto_augment, auto_batch, auto_net, auto_rate, auto_size
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+@dataclass
+class Setup:
+    """A job and what belongs to it: the data, the settled recipe, and the preprocessing of its model."""
+
+    dataset: Dataset
+    asked: Recipe
+    recipe: Recipe
+    preprocess: Preprocess
+    job: Job
+
+
+def check_names(recipe: Recipe) -> None:
+    """The recipe's registered names exist, and the settings do not contradict each other.
+
+    Raises:
+        StriateError: an unknown net, optimiser, schedule or augmentation, or a contradiction.
+    """
+    if recipe.net != "auto":
+        NETS.entry(recipe.net)
+    OPTIMIZERS.entry(recipe.optimizer)
+    needs_scores = SCHEDULES.entry(recipe.schedule).capabilities.get("needs_scores", False)
+    if recipe.augment != "auto":
+        parse_augment(recipe.augment)
+    if recipe.val == 0 and recipe.patience:
+        raise StriateError("patience needs validation images", hint="leave out --patience, or give --val 0.1")
+    if recipe.val == 0 and needs_scores:
+        raise StriateError(
+            f"schedule {recipe.schedule!r} needs validation images",
+            hint="give --val 0.1, or another schedule",
+        )
+
+
+def prepare(
+    dataset: Dataset, asked: Recipe, place: Place, threads: int, written: Mapping[str, Any] | None = None
+) -> Setup:
+    """Net, task, loaders, optimiser and average for a recipe and an open data set.
+
+    `written` is the settings.json of the run's earlier part: what was settled then is kept.
+
+    Raises:
+        StriateError: settings that do not fit the data, the net or the machine.
+    """
+    check_names(asked)
+    train, val = training_splits(dataset, asked)
+    if written:
+        recipe = settings.from_dict(Recipe, written["recipe"])
+        preprocess = Preprocess.from_dict(written["preprocess"])
+    else:
+        recipe = settle(asked, dataset, len(train)).with_(threads=threads, device=str(place.device))
+        preprocess = fit_preprocess(recipe, train)
+    if (recipe.batch or 1) % place.world:
+        raise StriateError(
+            f"a batch of {recipe.batch} cannot be shared by {place.world} processes",
+            hint=f"give --batch a multiple of {place.world}",
+        )
+    torch.manual_seed(mixed(recipe.seed, 1))
+    task = make_task(
+        dataset, name=recipe.task, label_smoothing=recipe.label_smoothing, class_weights=recipe.class_weights
+    )
+    net = build_net(task, recipe).to(place.device)
+    if recipe.channels_last:
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recipe.lr is None:
+        recipe = recipe.with_(lr=settle_rate(recipe, net))
+    optimizer = build_optimizer(net, recipe)
+    average = WeightAverage(net, copy.deepcopy(net), recipe.ema) if recipe.ema else None
+    loader = training_loader(train, preprocess, recipe, place)
+    plan = Plan.of(recipe, -(-len(loader) // recipe.accumulate))
+    tester = validation_loader(val, preprocess, recipe, place)
+    job = Job(net, task, optimizer, loader, tester, recipe, plan, place, average)
+    return Setup(dataset, asked, recipe, preprocess, job)
+
+
+def training_splits(dataset: Dataset, recipe: Recipe) -> tuple[Split, Split | None]:
+    """The splits `train` and, where it is not empty, `val`.
+
+    Raises:
+        StriateError: no training images, or fewer than two classes among them.
+    """
+    train = dataset.split("train")
+    if not len(train):
+        raise StriateError(f"{dataset.name!r} has no training images", hint="see 'striate data check'")
+    if len(dataset.classes) < 2:
+        raise StriateError(
+            f"{dataset.name!r} has one class only ({', '.join(dataset.classes)})", hint="give at least two"
+        )
+    val = dataset.splits.get("val")
+    return train, val if val is not None and len(val) else None
+
+
+def settle(asked: Recipe, dataset: Dataset, count: int) -> Recipe:
+    """The recipe with every `auto` and None worked out, but the rate, which depends on the net."""
+    kind = dataset.kind
+    found = dataset.size or dataset.median_size
+    size = asked.size or auto_size(found, kind)
+    size = (size, size) if isinstance(size, int) else size
+    net = asked.net if asked.net != "auto" else auto_net(min(size))
+    if asked.size is None and kind != "segmentation":
+        size = fitted(size, NETS.entry(net).capabilities)
+    channels = asked.channels or dataset.channels
+    resize = asked.resize
+    if resize == "auto":
+        resize = (
+            "none"
+            if dataset.size == size and asked.crop == 1
+            else "squash"
+            if kind == "segmentation"
+            else "crop"
+        )
+    batch = min(asked.batch or auto_batch(count, min(size)), count)
+    augment = asked.augment if asked.augment != "auto" else auto_augment(size, channels, kind)
+    return asked.with_(
+        net=net, task=kind, size=size, channels=channels, resize=resize, batch=batch, augment=augment
+    )
+
+
+def fitted(size: tuple[int, int], capabilities: Mapping[str, Any]) -> tuple[int, int]:
+    """The size a net is made for, where that of the data is too large or too small for it."""
+    own, least = int(capabilities.get("size") or 0), int(capabilities.get("min_size") or 0)
+    if 0 < own <= 64 < min(size):
+        return (own, own)
+    if min(size) < least:
+        return (max(own, least), max(own, least))
+    return size
+
+
+def settle_rate(recipe: Recipe, net: nn.Module) -> float:
+    """The highest learning rate for the optimiser, the batch of one step and the net."""
+    capabilities = OPTIMIZERS.entry(recipe.optimizer).capabilities
+    normalised = any(isinstance(module, NORMS) for module in net.modules())
+    step = (recipe.batch or 1) * recipe.accumulate
+    rate = float(capabilities.get("lr", 1e-3))
+    return auto_rate(rate, step, normalised=normalised, adaptive=bool(capabilities.get("adaptive", True)))
+
+
+def build_net(task: Task, recipe: Recipe) -> nn.Module:
+    """The task's net; raises as the task does."""
+    return task.build_net(
+        recipe.net, in_channels=recipe.channels or 3, size=recipe.size, options=recipe.net_options
+    )
+
+
+def fit_preprocess(recipe: Recipe, train: Split) -> Preprocess:
+    """Preprocessing with mean and standard deviation of the training images."""
+    size = recipe.size if isinstance(recipe.size, tuple) else None
+    return Preprocess.fit(train, size, channels=recipe.channels or 3, crop=recipe.crop, resize=recipe.resize)
+
+
+def training_loader(split: Split, preprocess: Preprocess, recipe: Recipe, place: Place) -> Loader:
+    """Batches for training; each process takes its part of `recipe.batch` images."""
+    return Loader(
+        split, preprocess, batch=(recipe.batch or 1) // place.world, seed=recipe.seed, train=True,
+        augment=recipe.augment, workers=recipe.workers, mode=recipe.mode, rank=place.rank, world=place.world,
+    )  # fmt: skip
+
+
+def validation_loader(
+    split: Split | None, preprocess: Preprocess, recipe: Recipe, place: Place
+) -> Loader | None:
+    """Batches of this process's share of the validation images; None without any."""
+    if split is None:
+        return None
+    if place.world > 1:
+        split = split.select(np.arange(place.rank, len(split), place.world))
+    return Loader(
+        split, preprocess, batch=max(1, (recipe.batch or 1) // place.world), seed=recipe.seed, train=False,
+        workers=recipe.workers, mode=recipe.mode,
+    )  # fmt: skip
