@@ -19,6 +19,9 @@ import yaml
 from striate.core import settings
 from striate.core.errors import StriateError, near
 
+# A verb with a parameter of this name is told which arguments were given, not left to their defaults.
+GIVEN = "given"
+
 
 def parse(
     program: str, verb: Callable[..., Any], arguments: Sequence[str]
@@ -35,6 +38,7 @@ def parse(
         with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = parser.parse_args(written)
+            given = parser.parse_args(written, defaults=False).as_dict()
     except SystemExit as stop:
         if stop.code in (0, None):
             return None, False
@@ -46,7 +50,10 @@ def parse(
     as_json = bool(values.pop("json", False))
     for extra in ("config", "print_config"):
         values.pop(extra, None)
-    return _fold(verb, values), as_json
+    folded = _fold(verb, values)
+    if GIVEN in inspect.signature(verb).parameters:
+        folded[GIVEN] = frozenset(given)
+    return folded, as_json
 
 
 def make_parser(program: str, verb: Callable[..., Any]) -> jsonargparse.ArgumentParser:
@@ -59,6 +66,8 @@ def make_parser(program: str, verb: Callable[..., Any]) -> jsonargparse.Argument
     hints = typing.get_type_hints(verb)
     for name, parameter in inspect.signature(verb).parameters.items():
         kind = hints[name]
+        if name == GIVEN:
+            continue
         if dataclasses.is_dataclass(kind):
             parser.add_class_arguments(typing.cast(type[Any], kind), None)
             by_name = {f.name: str(f.metadata.get("help", "")) for f in dataclasses.fields(kind)}
@@ -72,6 +81,9 @@ def make_parser(program: str, verb: Callable[..., Any]) -> jsonargparse.Argument
         extra: dict[str, Any] = {"help": helps.get(name, "")}
         if positional and _is_list(kind):
             extra |= {"nargs": "+" if required else "*", "type": str}
+        elif kind == bool | str:
+            # --flag alone is true, --flag TEXT is the text.
+            extra |= {"type": kind, "nargs": "?", "const": True}
         elif kind is bool:
             extra |= {"action": "store_true" if not parameter.default else jsonargparse.ActionYesNo}
         else:
@@ -119,9 +131,7 @@ def _mistake(program: str, text: str, flags: set[str]) -> StriateError:
     text = " ".join(text.split())
     see = f"see '{program} --help'"
     stray = re.search(r"[Uu]nrecognized arguments: (\S+)", text)
-    key = re.search(r"(?:Key|Option|[Nn]ame) ['\"]([\w.-]+)['\"] is not expected", text) or re.search(
-        r"[Nn]o action for key ['\"]([\w.-]+)['\"]", text
-    )
+    key = re.search(r"(?:Key|Option|[Nn]ame) ['\"]([\w.-]+)['\"] is not (?:expected|accepted)", text)
     if stray or key:
         name = (stray or key).group(1)  # type: ignore[union-attr]
         close = near(name, [flag.lstrip("-") for flag in flags if len(flag) > 2])

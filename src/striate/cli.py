@@ -31,15 +31,16 @@ class Answer:
 
 
 def train(
-    data: str, recipe: Recipe, *, out: str | None = None, resume: bool = False, repeats: int = 1,
-    dry_run: bool = False, report: bool = True,
+    data: str | None = None, recipe: Recipe = Recipe(), *, out: str | None = None,  # noqa: B008
+    resume: bool | str = False, repeats: int = 1, dry_run: bool = False, report: bool = True,
+    given: frozenset[str] = frozenset(),
 ) -> Answer:  # fmt: skip
     """Train a network on a data set, test it, look inside it, and write the report.
 
     Args:
         data: a folder, .zip, .tar, .csv or IDX file, or a name: digits, fashion-mnist, cifar10
         out: the run folder; by default runs/NET-DATA-N
-        resume: continue the run in `out` where it stopped; a larger `epochs` extends a finished one
+        resume: continue this run folder (none named: `out`, or the last run); more `epochs` extend a run
         repeats: train so many times, with seeds from `seed` on, and give mean and spread
         dry_run: make all checks, train nothing
         report: write report.html when done
@@ -47,7 +48,7 @@ def train(
     from striate.studies import job
 
     result = job.train_verb(
-        data, recipe, out=out, resume=resume, repeats=repeats, dry_run=dry_run, report=report
+        data, recipe, out=out, resume=resume, repeats=repeats, dry_run=dry_run, report=report, given=given
     )
     return Answer(result.lines(), result.to_dict())
 
@@ -243,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(arguments[0], arguments[1:])
     except StriateError as error:
         print(f"striate: {error}", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
         print("striate: interrupted", file=sys.stderr)
         return 130

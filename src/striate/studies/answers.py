@@ -1,0 +1,128 @@
+"""Predictions for files: answers beside file names, as table, JSON or mask pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from striate.core.errors import BadImage, StriateError
+from striate.core.files import write_text
+from striate.core.results import Result
+from striate.images import draw
+from striate.images.decode import to_image
+from striate.model import Model, load
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
+
+
+@dataclass(frozen=True)
+class Answers(Result):
+    """One answer a file, in the order given; files that could not be read are in `bad`."""
+
+    ROWS = ("files", "answers")
+
+    files: Sequence[str]
+    answers: Sequence[Any]
+    bad: Sequence[tuple[str, str]] = ()
+
+    def lines(self) -> list[str]:
+        """One line a file, then the unreadable ones."""
+        width = max(map(len, self.files), default=0)
+        told = [
+            f"{file:<{width}}  {answer}" for file, answer in zip(self.files, self.answers, strict=True)
+        ]
+        if self.bad:
+            told.append(f"{len(self.bad)} unreadable:")
+            told += [f"  {file}: {reason}" for file, reason in self.bad]
+        return told
+
+
+def expand(paths: Sequence[str]) -> Iterator[str]:
+    """Files as given, and all image files in folders as given, sorted by name.
+
+    Raises:
+        StriateError: a folder without image files, or a path that does not exist.
+    """
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise StriateError(f"no image files in {str(path)!r}", allowed=sorted(SUFFIXES))
+            yield from map(str, inside)
+        elif path.exists():
+            yield str(path)
+        else:
+            raise StriateError(f"no file {str(path)!r}", hint="check the path")
+
+
+def predict_files(
+    model: str, paths: Sequence[str], *, top: int = 5, batch: int = 32, threads: int = 0,
+    device: str = "auto", skip_bad: bool = False, out: str | None = None,
+) -> Answers:  # fmt: skip
+    """Predict for files and folders; `out` takes a .csv or .json file, or a folder for masks.
+
+    Raises:
+        StriateError: nothing to predict, an unreadable file (unless `skip_bad`), a suffix that is not known.
+    """
+    if out and Path(out).suffix not in ("", ".csv", ".json"):
+        raise StriateError(f"cannot write answers to {out!r}", allowed=[".csv", ".json", "a folder for masks"])
+    loaded = load(model)
+    files = list(expand(paths))
+    bad: list[tuple[str, str]] = []
+
+    def failed(name: str, error: BadImage) -> None:
+        bad.append((name, str(error)))
+
+    answers = loaded.predict(
+        files, top=top, batch=batch, threads=threads, device=device, on_error=failed if skip_bad else "raise"
+    )
+    unread = {name for name, _ in bad}
+    result = Answers([f for f in files if f not in unread], answers, bad)
+    if out:
+        _write(result, loaded, Path(out))
+    return result
+
+
+def _write(result: Answers, model: Model, out: Path) -> None:
+    if out.suffix == ".json":
+        result.save(out)
+    elif out.suffix == ".csv":
+        _write_table(result, out)
+    else:
+        _write_masks(result, model, out)
+
+
+def _write_table(result: Answers, out: Path) -> None:
+    """One row a file: file, then label_1, probability_1, label_2, ... as far as any answer goes."""
+    tops = [getattr(answer, "top", None) for answer in result.answers]
+    if any(top is None for top in tops):
+        raise StriateError("masks do not fit into a table", hint="give a folder with --out, or a .json file")
+    most = max((len(top.labels) for top in tops), default=0)
+    head = [f"{kind}_{k}" for k in range(1, most + 1) for kind in ("label", "probability")]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", *head])
+    for file, top in zip(result.files, tops, strict=True):
+        pairs = zip(top.labels, top.probabilities, strict=True)
+        writer.writerow([file, *(cell for pair in pairs for cell in pair)])
+    write_text(out, text.getvalue())
+
+
+def _write_masks(result: Answers, model: Model, out: Path) -> None:
+    """The index mask of each file as .png (8 bit), and the image with its classes laid over it."""
+    if any(not hasattr(answer, "mask") for answer in result.answers):
+        raise StriateError(
+            f"a {model.task.name} model gives no masks", hint="give a .csv or .json file with --out"
+        )
+    taken: set[str] = set()
+    for file, answer in zip(result.files, result.answers, strict=True):
+        stem = Path(file).stem
+        while stem in taken:
+            stem += "_"
+        taken.add(stem)
+        draw.save(out / f"{stem}.png", answer.mask.astype("uint8")[..., None])
+        draw.save(out / f"{stem}_overlay.png", model.task.draw(to_image(file), answer))
