@@ -48,6 +48,12 @@ class Recipe:
         0.1, help="Part of the training images held out for validation, 0 to 0.9.", minimum=0.0, maximum=0.9
     )
 
+    first_layer: str = setting(
+        "drawn",
+        help="First convolution: drawn and learned, or whitened from training patches and kept.",
+        choices=("drawn", "whitened"),
+    )
+
     # How long, and in what steps
     epochs: int = setting(30, help="Passes over the training images.", minimum=1)
     batch: int | None = setting(

@@ -23,6 +23,7 @@ from striate.train.devices import Place, mixed
 from striate.train.fit import Job
 from striate.train.optimize import OPTIMIZERS, SCHEDULES, Plan, WeightAverage, build_optimizer
 from striate.train.recipe import Recipe, auto_augment, auto_batch, auto_net, auto_rate, auto_size
+from striate.train.whiten import whiten
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 
@@ -86,7 +87,10 @@ def prepare(
     task = make_task(
         dataset, name=recipe.task, label_smoothing=recipe.label_smoothing, class_weights=recipe.class_weights
     )
-    net = build_net(task, recipe).to(place.device)
+    net = build_net(task, recipe)
+    if recipe.first_layer == "whitened":
+        whiten(net, train, preprocess)
+    net = net.to(place.device)
     if recipe.channels_last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.lr is None:
