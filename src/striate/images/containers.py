@@ -1,0 +1,382 @@
+"""Image containers read byte by byte: kind, size and orientation, known before any decoder is started.
+
+The decoders get only the parts that draw the first picture (`Declared.clean`): the profiles, comments,
+further frames and private tags that hostile files use to fill memory or time never reach them.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+MAX_CHUNKS = 100_000  # of a PNG or WebP: 40 million pixels in 8 KiB chunks are 20,000
+MAX_SEGMENTS = 20_000  # of a JPEG or GIF before its pixels
+MAX_TAGS = 4_096  # of a TIFF directory; writers use some twenty
+MAX_TAG_VALUES = 2_000_000  # numbers in a TIFF directory: strip offsets and sizes
+MAX_SCAN_PIXELS = 1_000_000_000  # scans x pixels of a JPEG: each scan walks over the whole picture
+
+ORIENTATION, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES = 0x112, 256, 257, 258, 259, 262, 277
+TILE_WIDTH, TILE_HEIGHT = 322, 323
+# What libtiff and Pillow need for the pixels: geometry, colour, strips, tiles, predictor, JPEG tables.
+TIFF_TAGS = frozenset(
+    (254, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325)
+) | frozenset((332, 338, 339, 347, 512, 513, 514, 515, 519, 520, 521, 529, 530, 531, 532))
+TIFF_TYPES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
+PNG_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
+
+
+class Malformed(ValueError):
+    """A container that breaks the rules of its format; the text is the reason."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What an image file says of itself: size in pixels as stored, EXIF orientation 1 to 8.
+
+    `channels` is 1 where the file holds grey only, else 3; `bits` is the sample depth; `working` is the
+    decoder's own memory in bytes beside the file and the answer; `clean` gives the bytes to decode.
+    """
+
+    format: str
+    width: int
+    height: int
+    channels: int = 3
+    orientation: int = 1
+    bits: int = 8
+    working: int = 0
+    cmyk: bool = False
+    clean: Callable[[], bytes | bytearray] | None = None
+
+
+def declared(data: bytes) -> Declared:
+    """What the image file `data` declares, by its content.
+
+    Raises:
+        Malformed: no image of an allowed format, or a broken one.
+    """
+    kind = sniff(data)
+    try:
+        return _READERS[kind](data)
+    except (struct.error, IndexError, OverflowError) as error:
+        raise Malformed(f"the {kind} header is cut off or broken") from error
+
+
+def sniff(data: bytes) -> str:
+    """The name of the format of `data` by its first bytes; raises as `declared` does."""
+    for name, pattern in _MAGIC:
+        if pattern.match(data):
+            return name
+    head = data[:512].lstrip().lower()
+    for name, pattern in _REFUSED:
+        if pattern.match(head if name in ("HTML", "SVG or XML") else data):
+            raise Malformed(f"it is {name}, not an image of the formats {', '.join(_READERS)}")
+    raise Malformed(f"it is none of the formats {', '.join(_READERS)}")
+
+
+def exif_orientation(exif: bytes) -> int:
+    """The orientation (1 to 8) in an EXIF block, a TIFF directory; 1 where it is absent or broken."""
+    if exif[:6] == b"Exif\0\0":
+        exif = exif[6:]
+    try:
+        entries = _directory(exif)[0]
+        for tag, kind, count, place in entries:
+            if tag == ORIENTATION and kind == 3 and count == 1:
+                value = int(struct.unpack_from(_order(exif) + "H", exif, place)[0])
+                return value if 1 <= value <= 8 else 1
+    except (struct.error, IndexError, OverflowError, Malformed):
+        pass
+    return 1
+
+
+def _jpeg(data: bytes) -> Declared:
+    place, orientation = 2, 1
+    for _ in range(MAX_SEGMENTS):
+        place = data.find(b"\xff", place)
+        if place < 0:
+            break
+        marker = data[place + 1]
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:
+            place += 1 if marker == 0xFF else 2
+            continue
+        if marker in (0xD9, 0xDA):
+            break
+        (length,) = struct.unpack_from(">H", data, place + 2)
+        if marker == 0xE1 and orientation == 1 and data[place + 4 : place + 10] == b"Exif\0\0":
+            orientation = exif_orientation(data[place + 4 : place + 2 + length])
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            # A tail of the segments is left unread: EXIF stands before the frame header.
+            return _jpeg_frame(data, place, marker, orientation)
+        place += 2 + length
+    raise Malformed("the JPEG has no frame header before its pixels")
+
+
+def _jpeg_frame(data: bytes, place: int, marker: int, orientation: int) -> Declared:
+    bits, height, width, parts = struct.unpack_from(">BHHB", data, place + 4)
+    sampling = [data[place + 11 + 3 * i] for i in range(parts)]
+    areas = [(s >> 4) * (s & 15) for s in sampling]
+    if parts not in (1, 3, 4) or bits != 8 or not all(areas):
+        raise Malformed(f"a JPEG of {parts} parts with {bits} bits is not supported")
+    # FF DA is the start of a scan; within the coded data FF is always followed by 00 or a restart marker.
+    scans = data.count(b"\xff\xda", place)
+    pixels = width * height
+    if scans * pixels > MAX_SCAN_PIXELS and scans > 1:
+        raise Malformed(f"the JPEG has {scans} scans over {width}x{height} pixels")
+    coefficients = 2 * pixels * sum(areas) // max(areas) if marker == 0xC2 or scans > 1 else 0
+    working = coefficients + (4 * pixels if parts == 4 else 0)
+    channels = 1 if parts == 1 else 3
+    return Declared("JPEG", width, height, channels, orientation, bits, working, parts == 4)
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """The name, first content byte and length of each PNG chunk that lies wholly or partly in `data`."""
+    place = 8
+    for _ in range(MAX_CHUNKS):
+        if place + 8 > len(data):
+            return
+        (length,) = struct.unpack_from(">I", data, place)
+        yield data[place + 4 : place + 8], place + 8, length
+        place += length + 12
+    raise Malformed(f"the PNG has more than {MAX_CHUNKS:,} chunks")
+
+
+def _png(data: bytes) -> Declared:
+    width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
+    interlaced = data[28]
+    if data[12:16] != b"IHDR":
+        raise Malformed("the PNG does not begin with its header")
+    kept, orientation, grey_palette = [(0, 8)], 1, False
+    for name, place, length in _chunks(data):
+        if name in PNG_CHUNKS:
+            kept.append((place - 8, place + length + 4))
+        if name == b"eXIf":
+            orientation = exif_orientation(data[place : place + min(length, 1 << 16)])
+        elif name == b"PLTE":
+            palette = data[place : place + min(length, 768)]
+            grey_palette = palette[0::3] == palette[1::3] == palette[2::3]
+        elif name == b"IEND":
+            break
+    grey = colour in (0, 4) or (colour == 3 and grey_palette)
+
+    def clean() -> bytes:
+        return b"".join(data[start:stop] for start, stop in kept)
+
+    # Pillow's picture is 4 bytes a pixel; an interlaced file of 16 bits is unpacked line by line.
+    working = (
+        width * height * (4 if colour in (2, 4, 6) else 2) + len(data) + (width * 16 if interlaced else 0)
+    )
+    return Declared("PNG", width, height, 1 if grey else 3, orientation, bits, working, clean=clean)
+
+
+def _gif(data: bytes) -> Declared:
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    place = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    palette = data[13:place]
+    head, control = data[:place], b""
+    for _ in range(MAX_SEGMENTS):
+        if data[place] == 0x2C:
+            break
+        if data[place] != 0x21:
+            place += 1
+            continue
+        start, label = place, data[place + 1]
+        place += 2
+        while data[place]:
+            place += data[place] + 1
+        place += 1
+        if label == 0xF9:
+            control = data[start:place]
+    else:
+        raise Malformed(f"the GIF has more than {MAX_SEGMENTS:,} blocks before its first frame")
+    left, top, frame_width, frame_height, frame_flags = struct.unpack_from("<HHHHB", data, place + 1)
+    if frame_flags & 0x80:
+        palette = data[place + 10 : place + 10 + (3 << (frame_flags & 7) + 1)]
+    width, height = max(width, left + frame_width), max(height, top + frame_height)
+    if not frame_width * frame_height:
+        raise Malformed("the first frame of the GIF is empty")
+    grey = palette[0::3] == palette[1::3] == palette[2::3]
+
+    def clean() -> bytes:
+        return head + control + data[place:]
+
+    return Declared(
+        "GIF", width, height, 1 if grey else 3, working=8 * width * height + len(data), clean=clean
+    )
+
+
+def _webp(data: bytes) -> Declared:
+    kind, orientation = data[12:16], 1
+    if kind == b"VP8X":
+        width = 1 + int.from_bytes(data[24:27], "little")
+        height = 1 + int.from_bytes(data[27:30], "little")
+        place = 12
+        for _ in range(MAX_CHUNKS):
+            if place + 8 > len(data):
+                break
+            (length,) = struct.unpack_from("<I", data, place + 4)
+            if data[place : place + 4] == b"EXIF":
+                orientation = exif_orientation(data[place + 8 : place + 8 + min(length, 1 << 16)])
+                break
+            place += 8 + length + (length & 1)
+        else:
+            raise Malformed(f"the WebP has more than {MAX_CHUNKS:,} chunks")
+    elif kind == b"VP8 ":
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
+    else:
+        (packed,) = struct.unpack_from("<I", data, 21)
+        width, height = 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)
+    # Two canvases in the decoder, the frame handed over, and the picture: 4 bytes a pixel each.
+    return Declared("WEBP", width, height, 3, orientation, working=16 * width * height + len(data))
+
+
+def _bmp(data: bytes) -> Declared:
+    (size,) = struct.unpack_from("<I", data, 14)
+    compression, colours = 0, 0
+    if size == 12:
+        width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
+    else:
+        width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
+        (colours,) = struct.unpack_from("<I", data, 46)
+    width, height = abs(width), abs(height)
+    if compression in (1, 2) and width * height > 4_000_000:
+        raise Malformed("a run-length coded BMP of more than 4 million pixels is not supported")
+    grey = False
+    if bits <= 8:
+        step = 3 if size == 12 else 4
+        palette = data[14 + size :][: step * min(colours or 1 << bits, 256)]
+        grey = palette[0::step] == palette[1::step] == palette[2::step]
+    return Declared("BMP", width, height, 1 if grey else 3, bits=bits, working=5 * width * height)
+
+
+def _order(data: bytes) -> str:
+    if data[:2] not in (b"II", b"MM"):
+        raise Malformed("the byte order mark is missing")
+    return "<" if data[:2] == b"II" else ">"
+
+
+def _directory(data: bytes) -> tuple[list[tuple[int, int, int, int]], int]:
+    """The entries (tag, type, count, place of the value) of the first TIFF directory, and where they end."""
+    order = _order(data)
+    big = struct.unpack_from(order + "H", data, 2)[0] == 43
+    first, number, entry, inline = ("Q", "Q", "HHQ", 8) if big else ("I", "H", "HHI", 4)
+    (start,) = struct.unpack_from(order + first, data, 8 if big else 4)
+    (count,) = struct.unpack_from(order + number, data, start)
+    if count > MAX_TAGS:
+        raise Malformed(f"the TIFF directory has {count:,} tags")
+    place = start + struct.calcsize(order + number)
+    entries = []
+    for _ in range(count):
+        tag, kind, values = struct.unpack_from(order + entry, data, place)
+        where = place + struct.calcsize(order + entry)
+        if TIFF_TYPES.get(kind, 1) * values > inline:
+            (where,) = struct.unpack_from(order + first, data, where)
+        entries.append((tag, kind, values, where))
+        place += struct.calcsize(order + entry) + inline
+    return entries, place
+
+
+def _tiff(data: bytes) -> Declared:
+    order, (entries, end) = _order(data), _directory(data)
+    big = struct.unpack_from(order + "H", data, 2)[0] == 43
+    known: dict[int, int] = {}
+    read = {1: "B", 3: "H", 4: "I", 16: "Q"}
+    values = claimed = 0
+    for tag, kind, count, place in entries:
+        if tag not in TIFF_TAGS and tag != ORIENTATION:
+            continue
+        if kind in read and count and tag not in known:
+            (known[tag],) = struct.unpack_from(order + read[kind], data, place)
+        values += count if kind not in (1, 2, 7) else 0
+        claimed += count * TIFF_TYPES.get(kind, 1)
+    if values > MAX_TAG_VALUES or claimed > len(data):
+        raise Malformed("the tags of the TIFF claim more than the file holds")
+    if WIDTH not in known or HEIGHT not in known:
+        raise Malformed("the TIFF does not say its width and height")
+    width, height, orientation = known[WIDTH], known[HEIGHT], known.get(ORIENTATION, 1)
+    samples, bits = known.get(SAMPLES, 1), known.get(BITS, 1)
+    block = max(width * height, known.get(TILE_WIDTH, 0) * known.get(TILE_HEIGHT, 0))
+    grey = known.get(PHOTOMETRIC, 0) in (0, 1)
+    size = 20 if big else 12
+
+    def clean() -> bytearray:
+        # Type 0 makes both readers pass over a tag; no next directory leaves one page.
+        copy = bytearray(data)
+        first = end - size * len(entries)
+        for i, (tag, *_rest) in enumerate(entries):
+            if tag not in TIFF_TAGS:
+                copy[first + size * i + 2 : first + size * i + 4] = b"\0\0"
+        copy[end : end + (8 if big else 4)] = bytes(8 if big else 4)
+        return copy
+
+    # Beside Pillow's picture: a strip or tile as stored, at worst everything, and the copy of the file.
+    working = 4 * width * height + block * samples * bits // 8 + len(data)
+    turned = orientation if 1 <= orientation <= 8 else 1
+    return Declared("TIFF", width, height, 1 if grey else 3, turned, bits, working, clean=clean)
+
+
+_PNM = re.compile(rb"P([1-6])((?:\s|#[^\r\n]*[\r\n])+)(\d{1,9})((?:\s|#[^\r\n]*[\r\n])+)(\d{1,9})")
+
+
+def _ppm(data: bytes) -> Declared:
+    found = _PNM.match(data[:65536])
+    if not found:
+        raise Malformed("the PNM header is cut off or broken")
+    kind, width, height = int(found[1]), int(found[3]), int(found[5])
+    wide = 24 if kind <= 3 else 2
+    bits = 1 if kind in (1, 4) else 8
+    return Declared(
+        "PPM", width, height, 3 if kind in (3, 6) else 1, bits=bits, working=wide * width * height
+    )
+
+
+def oriented(info: Declared) -> Declared:
+    """`info` with width and height as shown, that is after the orientation is applied."""
+    return replace(info, width=info.height, height=info.width) if info.orientation >= 5 else info
+
+
+_READERS: dict[str, Callable[[bytes], Declared]] = {
+    "JPEG": _jpeg,
+    "PNG": _png,
+    "GIF": _gif,
+    "WEBP": _webp,
+    "BMP": _bmp,
+    "TIFF": _tiff,
+    "PPM": _ppm,
+}
+_MAGIC = [
+    ("JPEG", re.compile(rb"\xff\xd8\xff", re.S)),
+    ("PNG", re.compile(rb"\x89PNG\r\n\x1a\n", re.S)),
+    ("GIF", re.compile(rb"GIF8[79]a", re.S)),
+    ("WEBP", re.compile(rb"RIFF....WEBPVP8[ LX]", re.S)),
+    ("BMP", re.compile(rb"BM.{12}(\x0c|\x28|\x34|\x38|\x40|\x6c|\x7c)\0\0\0", re.S)),
+    ("TIFF", re.compile(rb"II[\x2a\x2b]\0|MM\0[\x2a\x2b]", re.S)),
+    ("PPM", re.compile(rb"P[1-6][\s#]", re.S)),
+]
+_REFUSED = [
+    ("a Photoshop file", re.compile(rb"8BPS")),
+    ("a PDF file", re.compile(rb"%PDF")),
+    ("a PostScript file", re.compile(rb"%!PS|\xc5\xd0\xd3\xc6", re.S)),
+    ("a HEIC or AVIF file", re.compile(rb"....ftyp(heic|heix|mif1|msf1|avif|avis)", re.S)),
+    ("a zip archive", re.compile(rb"PK\x03\x04", re.S)),
+    ("a gzip archive", re.compile(rb"\x1f\x8b", re.S)),
+    ("HTML", re.compile(rb"<!doctype html|<html")),
+    ("SVG or XML", re.compile(rb"<svg|<\?xml")),
+]

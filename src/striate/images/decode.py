@@ -1,0 +1,391 @@
+"""Decoding: image files of any origin to uint8 arrays, by their content and within limits."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import stat
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from striate.core.errors import BadImage, StriateError
+from striate.images.colour import to_grey
+from striate.images.containers import Declared, Malformed, declared, oriented
+from striate.images.pnm import decode_pnm
+
+Source = bytes | str | os.PathLike[str]
+Bytes = npt.NDArray[np.uint8]
+
+MAX_SIDE = 65_535  # JPEG's own limit; keeps one row of any decoder small
+STRIP = 1 << 20  # pixels converted at a time, so that no second copy of a large picture is made
+_PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+}
+# libjpeg's complaints that leave the picture whole, if the file also has its end mark.
+_HARMLESS = re.compile(
+    "extraneous bytes before marker|Invalid SOS parameters|Unknown Adobe color|Unsupported JFIF"
+)
+# Without a handler Python itself would print Pillow's log lines; a program's own handlers still get them.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an image file may ask for: bytes of the file, pixels, and bytes of memory to decode it."""
+
+    max_bytes: int = 256_000_000
+    max_pixels: int = 40_000_000
+    max_memory: int = 400_000_000
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an image file declares: width and height in pixels as shown (EXIF orientation applied).
+
+    `channels` is 1 where the file can hold grey only, else 3; `orientation` is the EXIF value, 1 to 8.
+    """
+
+    format: str
+    width: int
+    height: int
+    channels: int
+    orientation: int
+
+
+def header(source: Source, limits: Limits = DEFAULT_LIMITS) -> Header:
+    """The declared format, size and channels of an image file, without decoding it.
+
+    Raises:
+        BadImage: no readable image file, or beyond the limits.
+    """
+    data, name = _read(source, limits)
+    info = oriented(_declared(data, name, limits, 3, 1))
+    return Header(info.format, info.width, info.height, info.channels, info.orientation)
+
+
+def decode(
+    source: Source, *, at_least: int | None = None, channels: int = 3, limits: Limits = DEFAULT_LIMITS
+) -> Bytes:
+    """Decode an image file to uint8 (H, W, channels), contiguous, with EXIF orientation applied.
+
+    The kind of file is known by its content: JPEG, PNG, GIF (first frame), WebP, BMP, TIFF (first page),
+    PNM. Transparency is laid on white; 16-bit grey is divided by 257 and rounded, 16-bit colour keeps its
+    high byte. With `at_least`, a JPEG may come back at 1/2, 1/4 or 1/8 of its size as long as its shorter
+    side keeps that many pixels. `channels` is 3 (RGB) or 1 (grey, ITU-R 601 luma).
+
+    Raises:
+        BadImage: missing, truncated, not an image of these formats, or beyond the limits.
+    """
+    _check_channels(channels)
+    data, name = _read(source, limits)
+    info = _declared(data, name, limits, channels, at_least)
+    try:
+        if info.format == "JPEG" and not info.cmyk:
+            pixels = _decode_jpeg(data, info, at_least, channels)
+        elif info.format == "PPM":
+            pixels = _to_uint8(decode_pnm(data, info), channels)
+        else:
+            pixels = _picture_to_array(_open(data, info, at_least), channels)
+    except Exception as error:  # decoders raise anything on hostile input: struct, zlib, Syntax, MemoryError
+        raise _refused(name, info, error) from error
+    return np.ascontiguousarray(_orient(pixels, info.orientation))
+
+
+def decode_index(source: Source, limits: Limits = DEFAULT_LIMITS) -> npt.NDArray[np.int32]:
+    """Decode an index mask to int32 (H, W): the indices of a palette, or the grey values as stored.
+
+    16-bit values are kept. EXIF orientation is applied as for the image itself.
+
+    Raises:
+        BadImage: as `decode`; or a mask in colours or in a lossy format, which holds no class numbers.
+    """
+    data, name = _read(source, limits)
+    info = _declared(data, name, limits, 3, None)
+    if info.format in ("JPEG", "WEBP"):
+        raise BadImage(
+            f"{name} is a {info.format} and holds no exact class numbers",
+            hint="save masks as PNG with one grey value or palette index for each class",
+        )
+    try:
+        if info.format == "PPM":
+            values = decode_pnm(data, info)
+        else:
+            picture = _open(data, info, None)
+            values = np.asarray(picture) if picture.mode in _INDEX_MODES else np.zeros((1, 1, 3))
+            if picture.mode == "L" and info.format == "PNG" and info.bits in (2, 4):
+                values = values // (255 // ((1 << info.bits) - 1))  # Pillow stretches 2 and 4 bits to 0..255
+    except Exception as error:
+        raise _refused(name, info, error) from error
+    if values.ndim != 2:
+        raise BadImage(
+            f"{name} is a mask in colours",
+            allowed="palette images and grey images, whose values are class numbers",
+            hint="convert its colours to class numbers first",
+        )
+    return np.ascontiguousarray(_orient(values, info.orientation), dtype=np.int32)
+
+
+def to_image(value: Any, channels: int = 3, at_least: int | None = None) -> Bytes:
+    """Any form of an image to uint8 (H, W, channels): path, file bytes, array or PIL image.
+
+    Arrays are uint8 or uint16 of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), the fourth being opacity.
+
+    Raises:
+        BadImage: another type, shape or kind of number, or a file that `decode` refuses.
+    """
+    _check_channels(channels)
+    if isinstance(value, (bytes, str, os.PathLike)):
+        return decode(value, at_least=at_least, channels=channels)
+    if isinstance(value, (bytearray, memoryview)):
+        return decode(bytes(value), at_least=at_least, channels=channels)
+    if isinstance(value, Image.Image):
+        return _from_pil(value, channels)
+    if isinstance(value, np.ndarray):
+        _check_array(value)
+        return np.ascontiguousarray(_to_uint8(value, channels))
+    raise BadImage(
+        f"an image of type {type(value).__name__}", allowed="a path, file bytes, an array, a PIL image"
+    )
+
+
+_INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
+_OPAQUE = ("RGB", "L", "1", "P", "CMYK", "YCbCr", "HSV", "LAB", "RGBX")
+
+
+def _check_channels(channels: int) -> None:
+    if channels not in (1, 3):
+        raise StriateError(f"channels is {channels!r}", allowed="1 (grey) or 3 (RGB)")
+
+
+def _check_array(value: npt.NDArray[Any]) -> None:
+    if value.dtype not in (np.dtype(np.uint8), np.dtype(np.uint16)):
+        floats = np.issubdtype(value.dtype, np.floating)
+        raise BadImage(
+            f"an image array of {value.dtype}",
+            allowed="uint8 (0 to 255) or uint16 (0 to 65535)",
+            hint="multiply values of 0 to 1 by 255, then .round().astype('uint8')"
+            if floats
+            else "convert with .astype('uint8') if the values are 0 to 255",
+        )
+    if value.ndim not in (2, 3) or (value.ndim == 3 and value.shape[2] not in (1, 3, 4)):
+        hint = "move the channels to the end with .transpose(1, 2, 0)" if value.ndim == 3 else None
+        raise BadImage(
+            f"an image array of shape {value.shape}",
+            allowed="(H, W), (H, W, 1), (H, W, 3), (H, W, 4)",
+            hint=hint,
+        )
+    if 0 in value.shape:
+        raise BadImage(f"an image array of shape {value.shape}", hint="it has no pixels")
+
+
+def _read(source: Source, limits: Limits) -> tuple[bytes, str]:
+    """The bytes of `source` and how errors name it."""
+    if isinstance(source, bytes):
+        if len(source) > limits.max_bytes:
+            raise BadImage(f"image of {len(source):,} bytes", allowed=f"at most {limits.max_bytes:,} bytes")
+        return source, f"the image ({len(source):,} bytes)"
+    name = repr(os.fspath(source))
+    try:
+        status = Path(source).stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise BadImage(f"{name} is {kind}", allowed="an image file")
+        if status.st_size <= limits.max_bytes:
+            with Path(source).open("rb") as file:
+                data = file.read(limits.max_bytes + 1)
+            if len(data) <= limits.max_bytes:
+                return data, name
+    except (OSError, ValueError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise BadImage(f"cannot read {name} ({reason})", hint="check the path") from error
+    raise BadImage(f"{name} has {status.st_size:,} bytes", allowed=f"at most {limits.max_bytes:,} bytes")
+
+
+def _declared(data: bytes, name: str, limits: Limits, channels: int, at_least: int | None) -> Declared:
+    """What the file declares, once it is within the limits."""
+    if not data:
+        raise BadImage(f"{name} is empty", hint="replace the file or remove it from the data")
+    try:
+        info = declared(data)
+    except Malformed as error:
+        raise BadImage(f"cannot decode {name} ({error})", hint=_HINT) from error
+    size = f"{name} declares {info.width:,}x{info.height:,} pixels"
+    if not (0 < info.width <= MAX_SIDE and 0 < info.height <= MAX_SIDE):
+        raise BadImage(size, allowed=f"sides of 1 to {MAX_SIDE:,}")
+    pixels = info.width * info.height
+    if pixels > limits.max_pixels:
+        raise BadImage(size, allowed=f"at most {limits.max_pixels:,} pixels", hint="scale it down first")
+    # A turned picture is copied once more, after the decoder's memory is free again.
+    answer = pixels * channels if at_least is None else pixels * channels // _reduction(info, at_least) ** 2
+    memory = len(data) + answer + max(info.working, answer if info.orientation > 1 else 0)
+    if memory > limits.max_memory:
+        raise BadImage(
+            f"{size} and needs {memory:,} bytes to decode",
+            allowed=f"at most {limits.max_memory:,}",
+            hint="scale it down, or save it as an 8-bit PNG or plain JPEG",
+        )
+    return info
+
+
+_HINT = "replace the file or remove it from the data"
+
+
+def _refused(name: str, info: Declared, error: Exception) -> BadImage:
+    reason = str(error) if isinstance(error, (ValueError, OSError, Malformed)) else type(error).__name__
+    return BadImage(f"cannot decode {name} as {info.format} ({reason or type(error).__name__})", hint=_HINT)
+
+
+def _reduction(info: Declared, at_least: int | None) -> int:
+    """The largest of 1, 2, 4, 8 by which a JPEG can shrink with its shorter side still `at_least`."""
+    if at_least is None or info.format != "JPEG":
+        return 1
+    shorter = min(info.width, info.height)
+    return next((n for n in (8, 4, 2) if -(-shorter // n) >= at_least), 1)
+
+
+def _decode_jpeg(data: bytes, info: Declared, at_least: int | None, channels: int) -> Bytes:
+    n = _reduction(info, at_least)
+    # libjpeg takes its smallest scale k/8 that keeps these sides; rounding up makes that exactly 1/n.
+    wanted = {"min_height": -(-info.height // n), "min_width": -(-info.width // n)} if n > 1 else {}
+    colours = "RGB" if channels == 3 else "GRAY"
+    try:
+        pixels = simplejpeg.decode_jpeg(data, colorspace=colours, **wanted)
+    except ValueError as error:
+        whole = data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") > 0
+        if not (whole and _HARMLESS.search(str(error))):
+            raise
+        pixels = simplejpeg.decode_jpeg(data, colorspace=colours, strict=False, **wanted)
+    return cast(Bytes, pixels)
+
+
+def _open(data: bytes, info: Declared, at_least: int | None) -> Image.Image:
+    """The decoded Pillow image, in the file's own mode; raises anything."""
+    _hush()
+    picture = _PLUGINS[info.format](io.BytesIO(info.clean() if info.clean else data))
+    if sorted(picture.size) != sorted((info.width, info.height)):
+        raise Malformed(f"its parts disagree on the size: {info.width}x{info.height} and {picture.size}")
+    n = _reduction(info, at_least)
+    if n > 1:
+        picture.draft(None, (-(-info.width // n), -(-info.height // n)))
+    picture.load()
+    return picture
+
+
+def _hush() -> None:
+    """Keep Pillow's remarks on broken TIFF tags from the terminal: such files are refused or whole."""
+    # A filter set once, not `catch_warnings`: that is not safe while several threads decode.
+    if _FILTER not in warnings.filters:
+        warnings.filterwarnings("ignore", module=_PLUGIN_MODULES)
+
+
+_PLUGIN_MODULES = r"PIL\.(Tiff|Png|Gif|WebP|Bmp|Jpeg)ImagePlugin"
+_FILTER = ("ignore", None, Warning, re.compile(_PLUGIN_MODULES), 0)
+
+
+def _from_pil(picture: Image.Image, channels: int) -> Bytes:
+    _hush()
+    try:
+        picture.load()
+        try:
+            orientation = int(picture.getexif().get(0x112, 1))
+        except Exception:  # a broken EXIF block says nothing
+            orientation = 1
+        pixels = _picture_to_array(picture, channels)
+    except Exception as error:
+        raise BadImage(
+            f"cannot convert the PIL image ({error or type(error).__name__})", hint=_HINT
+        ) from error
+    return np.ascontiguousarray(_orient(pixels, orientation))
+
+
+def _picture_to_array(picture: Image.Image, channels: int) -> Bytes:
+    """A loaded Pillow image to uint8 (H, W, channels), strip by strip; raises anything."""
+    width, height = picture.size
+    answer = np.empty((height, width, channels), np.uint8)
+    key = picture.info.get("transparency")
+    rows = max(1, STRIP // max(1, width))
+    for top in range(0, height, rows):
+        strip = picture.crop((0, top, width, min(top + rows, height))) if rows < height else picture
+        answer[top : top + rows] = _to_uint8(_strip(strip, key), channels)
+    return answer
+
+
+def _strip(strip: Image.Image, key: Any) -> npt.NDArray[Any]:
+    """The samples of a Pillow image as uint8 or uint16 grey, RGB or RGBA."""
+    mode = strip.mode
+    if mode in ("RGBa", "La"):
+        strip, mode = strip.convert(mode.upper()), mode.upper()
+    if mode in ("RGBA", "LA", "PA") or (key is not None and mode == "P"):
+        return np.asarray(strip.convert("RGBA"))
+    if mode.startswith("I"):
+        values = np.asarray(strip)
+        if values.min() < 0 or values.max() > 65535 or mode == "I":
+            raise Malformed("pixels of 32 bits have no fixed range; convert to 8 or 16 bits")
+        return _keyed(values.astype(np.uint16), key, 65535)
+    if mode not in _OPAQUE:
+        raise Malformed(f"pixels of mode {mode} have no fixed range; convert to 8 or 16 bits")
+    if mode in ("1", "L"):
+        return _keyed(np.asarray(strip.convert("L")), key, 255)
+    return _keyed(np.asarray(strip.convert("RGB")), key, 255)
+
+
+def _keyed(values: npt.NDArray[Any], key: Any, top: int) -> npt.NDArray[Any]:
+    """`values` with the pixels of the transparent colour `key` (grey number or RGB triple) made white."""
+    if key is None or isinstance(key, bytes):
+        return values
+    if values.ndim == 2 and isinstance(key, int):
+        return np.where(values == key, values.dtype.type(top), values)
+    if values.ndim == 3 and isinstance(key, tuple) and len(key) == 3 and max(key) <= 255:
+        return np.where((values == np.asarray(key)).all(2, keepdims=True), values.dtype.type(top), values)
+    return values
+
+
+def _to_uint8(values: npt.NDArray[Any], channels: int) -> Bytes:
+    """uint8 or uint16 (H, W[, 1|3|4]) to uint8 (H, W, channels): scaled, laid on white, grey or RGB."""
+    if values.dtype == np.uint16:
+        values = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if values.ndim == 2:
+        values = values[..., None]
+    if values.shape[2] == 4:
+        alpha = values[..., 3:].astype(np.uint16)
+        values = ((values[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    if channels == 1:
+        return to_grey(values)
+    return cast(Bytes, np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values)
+
+
+def _orient(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """`pixels` turned as the EXIF orientation says (EXIF 2.32, section 4.6.4, tag 0x0112)."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
