@@ -96,7 +96,8 @@ class FilePool:
 
     def read(self, row: int) -> bytes:
         """The bytes of file `row`; raises BadImage."""
-        return read_file(f"{self.root}/{self.paths[row]}")
+        path = self.paths[row]
+        return read_file(path if path.startswith("/") else f"{self.root}/{path}")
 
 
 def read_file(path: str, limit: int = DEFAULT_LIMITS.max_bytes) -> bytes:

@@ -260,7 +260,8 @@ class Dataset:
         if targets is None:
             return np.zeros(len(self.classes), np.int64)
         if targets.ndim == 2:
-            return targets.sum(axis=0, dtype=np.int64)
+            summed: Integers = targets.sum(axis=0, dtype=np.int64)
+            return summed
         return np.bincount(targets, minlength=len(self.classes)).astype(np.int64)
 
     def digest(self) -> str:
@@ -304,7 +305,7 @@ class Dataset:
                     continue
                 reasons = list(threads.map(lambda i, s=split: _fault(s, i, full), range(len(split))))
                 bad = np.array([reason is not None for reason in reasons], dtype=bool)
-                found += [(split.name_of(i), str(reasons[i])) for i in np.flatnonzero(bad)]
+                found += [(split.name_of(i), str(reasons[i])) for i in np.flatnonzero(bad).tolist()]
                 if bad.any():
                     self.splits[name] = split.select(np.flatnonzero(~bad))
         self.bad += found
