@@ -97,7 +97,7 @@ class Interrupted(StriateError):
         self.exit_code = 128 + number
         super().__init__(
             f"stopped by {signal.Signals(number).name}, state saved",
-            hint=f"continue with: striate train --resume {folder}",
+            hint=f"continue with the same command and: --resume --out {folder}",
         )
 
 
@@ -132,7 +132,18 @@ class Stop:
 Listen = Callable[[str, Job], None]
 
 
-def fit(job: Job, listen: Listen, *, due: Callable[[float], bool], stop: Stop) -> bool:
+def silent(event: str, job: Job) -> None:
+    """A listener that does nothing."""
+
+
+def never(now: float) -> bool:
+    """No progress line is wanted."""
+    return False
+
+
+def fit(
+    job: Job, listen: Listen = silent, *, due: Callable[[float], bool] = never, stop: Stop | None = None
+) -> bool:
     """Train `job.net` until `recipe.epochs` are done; False when `stop` was set first.
 
     A step averages the gradients of `accumulate` batches, so that their images count alike. Nothing in it
@@ -146,6 +157,7 @@ def fit(job: Job, listen: Listen, *, due: Callable[[float], bool], stop: Stop) -
     recipe, state, place, net, task = job.recipe, job.state, job.place, job.net, job.task
     memory = torch.channels_last if recipe.channels_last else torch.contiguous_format
     forward = place.parallel(net)
+    stop = stop or Stop()
     # Apple's devices have no float64.
     state.loss = state.loss.to(place.device, torch.float32 if place.device.type == "mps" else torch.float64)
     saved = job.counted = time.monotonic()
@@ -241,10 +253,8 @@ def validate(job: Job, stop: Stop) -> dict[str, Any] | None:
     """
     assert job.val is not None
     place, net = job.place, job.tested
-    scorer, memory = (
-        job.task.scorer(),
-        torch.channels_last if job.recipe.channels_last else torch.contiguous_format,
-    )
+    scorer = job.task.scorer()
+    memory = torch.channels_last if job.recipe.channels_last else torch.contiguous_format
     total, count = torch.zeros_like(job.state.loss), 0
     net.eval()
     stopped = False

@@ -54,6 +54,17 @@ class Recipe:
         choices=("drawn", "whitened"),
     )
 
+    test: float = setting(
+        0.2, help="Part of the images kept for the test, 0 to 0.9, where the data have no test images.",
+        minimum=0.0, maximum=0.9,
+    )  # fmt: skip
+    contiguous: bool | None = setting(
+        None, help="Hold out the last images instead of random ones; none: for numbered slices and frames."
+    )
+    label_column: str | None = setting(
+        None, help="Column of a table that holds the class; none: found by itself."
+    )
+
     # How long, and in what steps
     epochs: int = setting(30, help="Passes over the training images.", minimum=1)
     batch: int | None = setting(

@@ -126,7 +126,11 @@ def open_set(data: Any, start: Start) -> Dataset:
     else:
         splits = start.folder / SPLITS
         kept = splits if start.written is not None and splits.exists() else None
-        dataset = open_data(spec(data, start), val=start.asked.val, seed=start.asked.seed, split_file=kept)
+        asked = start.asked
+        dataset = open_data(
+            spec(data, start), val=asked.val, test=asked.test, seed=asked.seed, split_file=kept,
+            contiguous=asked.contiguous, label_column=asked.label_column,
+        )  # fmt: skip
     if start.written is not None and dataset.digest() != start.written["data"]["digest"]:
         raise StriateError(
             f"the data {dataset.name!r} are not those that {str(start.folder)!r} was started with",

@@ -73,9 +73,10 @@ class Writer:
     def headline(self) -> str:
         """One line: net, numbers of images, and how it is optimised."""
         recipe, job = self.setup.recipe, self.setup.job
+        tested = len(self.setup.dataset.split("val")) if job.val else 0
         return (
             f"{recipe.net}, {sum(p.numel() for p in job.net.parameters()):,} parameters;"
-            f" {len(job.train.split):,} training images, {len(job.val.split) if job.val else 0:,} for validation;"
+            f" {len(job.train.split):,} images to train, {tested:,} to validate;"
             f" batch {recipe.batch}, {recipe.optimizer} lr {recipe.lr:.3g}, {recipe.schedule}"
         )
 
