@@ -70,6 +70,7 @@ class Progress:
             total=tick.batches,
             description=f"epoch {tick.epoch}/{tick.epochs}",
             text=tick.text(),
+            refresh=True,
         )
 
     def line(self, text: str) -> None:

@@ -93,6 +93,26 @@ def _train(data: Any, start: Start, here: Place, progress: bool) -> Run:
     return writer.run
 
 
+def rehearse(
+    data: str | os.PathLike[str] | Dataset,
+    recipe: Recipe | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    **changes: Any,
+) -> list[str]:
+    """Make every check of `train`, but train and write nothing; returns lines: what was settled, warnings.
+
+    Raises:
+        StriateError: what would end the run.
+    """
+    wanted = (recipe or Recipe()).with_(**changes)
+    with place(wanted.device, wanted.amp) as here, threads(wanted.threads) as computing:
+        start = begin(data, wanted, None, out, False)
+        setup = prepare(open_set(data, start), wanted, here, computing)
+        warnings = preflight(setup.job, start.folder)
+        return [f"run: {start.folder}", setup.headline(), *(f"warning: {text}" for text in warnings)]
+
+
 def on_first(here: Place, work: Callable[[], T]) -> T:
     """What `work` gives in the first process, in all of them; its error is raised in all of them."""
     value: Any = None

@@ -38,6 +38,16 @@ class Setup:
     preprocess: Preprocess
     job: Job
 
+    def headline(self) -> str:
+        """One line: net, numbers of images, and how it is optimised."""
+        recipe, job = self.recipe, self.job
+        tested = len(self.dataset.split("val")) if job.val else 0
+        return (
+            f"{recipe.net}, {sum(p.numel() for p in job.net.parameters()):,} parameters, input {recipe.size};"
+            f" {len(self.dataset.split('train')):,} images to train, {tested:,} to validate;"
+            f" batch {recipe.batch}, {recipe.augment}; {recipe.optimizer} lr {recipe.lr:.3g}, {recipe.schedule}"
+        )
+
 
 def check_names(recipe: Recipe) -> None:
     """The recipe's registered names exist, and the settings do not contradict each other.

@@ -67,18 +67,8 @@ class Writer:
             "resume" if resumed else "start", threads=torch.get_num_threads(), processes=job.place.world
         )
         self.progress.line(f"run: {self.run.path}")
-        self.progress.line(self.headline())
+        self.progress.line(setup.headline())
         self.report_bad(setup.dataset.bad)
-
-    def headline(self) -> str:
-        """One line: net, numbers of images, and how it is optimised."""
-        recipe, job = self.setup.recipe, self.setup.job
-        tested = len(self.setup.dataset.split("val")) if job.val else 0
-        return (
-            f"{recipe.net}, {sum(p.numel() for p in job.net.parameters()):,} parameters;"
-            f" {len(job.train.split):,} images to train, {tested:,} to validate;"
-            f" batch {recipe.batch}, {recipe.optimizer} lr {recipe.lr:.3g}, {recipe.schedule}"
-        )
 
     def restore(self) -> bool:
         """Put the last checkpoint into the job; False when there is none.
