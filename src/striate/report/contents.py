@@ -24,7 +24,7 @@ class Picture:
 class Example:
     """One image with what the network said of it; several pictures are shown side by side.
 
-    `confidence` is the probability of the prediction, `score` how well it went (IoU, share of right labels): 0 to 1.
+    `confidence` is the probability of the prediction, `score` how well it went (such as IoU): 0 to 1.
     """
 
     pictures: tuple[Picture, ...]
@@ -96,8 +96,8 @@ class Curve:
 class ClassTable:
     """One row a class: first column the name, then counts and proportions.
 
-    `columns` holds (title, kind) with kind "text", "count", "proportion" or "bar" (a proportion drawn as well);
-    `intervals` the (low, high) of the bar column for each row, or None.
+    `columns` holds (title, kind) with kind "text", "count", "proportion" or "bar" (a proportion,
+    drawn as well); `intervals` the (low, high) of the bar column for each row, or None.
     """
 
     columns: tuple[tuple[str, str], ...]
@@ -121,7 +121,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Equal-width bins of confidence: count, mean confidence and accuracy of each (None where empty); the ECE."""
+    """Equal-width bins of confidence: count, mean confidence, accuracy (None where empty); the ECE."""
 
     counts: tuple[int, ...]
     confidence: tuple[float | None, ...]

@@ -36,17 +36,21 @@ def render(data: ReportData) -> str:
     """
     confusion = data.confusion
     charts = [chart for chart in map(figures.line_chart, data.curves) if chart is not None]
-    return _environment().get_template("report.html.j2").render(
-        d=data,
-        css=_text("style.css"),
-        script=_text("script.js"),
-        charts=charts,
-        matrix=figures.matrix(confusion) if confusion else None,
-        cells=_cells(confusion) if confusion else None,
-        bins=figures.reliability(data.calibration) if data.calibration else (),
-        bars=_bars(data.class_table),
-        sections=_sections(data, bool(charts)),
-        long_table=LONG_TABLE,
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            d=data,
+            css=_text("style.css"),
+            script=_text("script.js"),
+            charts=charts,
+            matrix=figures.matrix(confusion) if confusion else None,
+            cells=_cells(confusion) if confusion else None,
+            bins=figures.reliability(data.calibration) if data.calibration else (),
+            bars=_bars(data.class_table),
+            sections=_sections(data, bool(charts)),
+            long_table=LONG_TABLE,
+        )
     )
 
 
@@ -88,7 +92,12 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    made.filters |= {"percent": figures.percent, "number": figures.number, "uri": data_uri, "island": safe_json}
+    made.filters |= {
+        "percent": figures.percent,
+        "number": figures.number,
+        "uri": data_uri,
+        "island": safe_json,
+    }
     made.globals["shown_width"] = shown_width
     made.globals["pixelated"] = lambda picture: picture.width <= PIXELATED
     return made
