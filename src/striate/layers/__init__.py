@@ -1,1 +1,1 @@
-"""Building blocks of the networks."""
+"""Building blocks of networks: one kind of layer a file, each registered with its paper."""
