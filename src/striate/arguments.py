@@ -42,7 +42,9 @@ def parse(
     except SystemExit as stop:
         if stop.code in (0, None):
             return None, False
-        raise StriateError(f"cannot read the arguments of '{program}'", hint=f"see '{program} --help'") from stop
+        raise StriateError(
+            f"cannot read the arguments of '{program}'", hint=f"see '{program} --help'"
+        ) from stop
     except (Exception,) as error:
         # jsonargparse raises its own kinds and argparse's; all of them speak of the user's input.
         raise _mistake(program, str(error), flags) from error
@@ -137,7 +139,9 @@ def _mistake(program: str, text: str, flags: set[str]) -> StriateError:
         close = near(name, [flag.lstrip("-") for flag in flags if len(flag) > 2])
         names = [f"--{flag}" if stray else flag for flag in close]
         guess = f"did you mean {' or '.join(names)}?" if names else ""
-        return StriateError(f"unknown {'argument' if stray else 'setting'} {name!r}", hint=f"{guess} {see}".strip())
+        return StriateError(
+            f"unknown {'argument' if stray else 'setting'} {name!r}", hint=f"{guess} {see}".strip()
+        )
     missing = re.search(r"(?:required|arguments are required)[^:]*: (.+)", text) or re.search(
         r"Key ['\"]([\w.]+)['\"] is required", text
     )
@@ -151,7 +155,9 @@ def _mistake(program: str, text: str, flags: set[str]) -> StriateError:
 
 def _plain_types(text: str) -> str:
     text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")
-    text = text.replace("Expected a int", "expected a whole number").replace("Expected a float", "expected a number")
+    text = text.replace("Expected a int", "expected a whole number").replace(
+        "Expected a float", "expected a number"
+    )
     return re.sub(r"Expected a Literal\[([^\]]*)\]", r"allowed: \1", text)
 
 

@@ -62,7 +62,7 @@ def evaluate(
     Args:
         model: a run folder, a .safetensors file, or a published net's name
         data: a folder, .zip, .tar, .csv or IDX file, or a name
-        split: train, val or test
+        split: train, val, test or all
         protocol: the views that the network sees and how they are pooled, such as center
         batch: images a forward pass
         threads: processor threads; 0 takes all

@@ -346,13 +346,20 @@ def _single(images: Any) -> bool:
 
 
 def _many(images: Any) -> Iterable[Any]:
-    if not isinstance(images, (str, os.PathLike)):
-        return iter(images)
+    return image_files(images) if isinstance(images, (str, os.PathLike)) else iter(images)
+
+
+def image_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The image files below a folder, in order of their paths.
+
+    Raises:
+        StriateError: there is none.
+    """
     found = sorted(
-        path for path in Path(images).rglob("*") if path.suffix.lower() in ENDINGS and path.is_file()
+        path for path in Path(folder).rglob("*") if path.suffix.lower() in ENDINGS and path.is_file()
     )
     if not found:
-        raise StriateError(f"there is no image in the folder {str(images)!r}", allowed=ENDINGS)
+        raise StriateError(f"there is no image in the folder {os.fspath(folder)!r}", allowed=ENDINGS)
     return found
 
 

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from striate.core.errors import BadImage, StriateError
+from striate.core.errors import StriateError
 from striate.core.files import write_text
 from striate.core.results import Result
 from striate.images import draw
 from striate.images.decode import to_image
-from striate.model import Model, load
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
+from striate.model import Model, image_files, load
 
 
 @dataclass(frozen=True)
@@ -32,9 +30,7 @@ class Answers(Result):
     def lines(self) -> list[str]:
         """One line a file, then the unreadable ones."""
         width = max(map(len, self.files), default=0)
-        told = [
-            f"{file:<{width}}  {answer}" for file, answer in zip(self.files, self.answers, strict=True)
-        ]
+        told = [f"{file:<{width}}  {answer}" for file, answer in zip(self.files, self.answers, strict=True)]
         if self.bad:
             told.append(f"{len(self.bad)} unreadable:")
             told += [f"  {file}: {reason}" for file, reason in self.bad]
@@ -49,10 +45,7 @@ def expand(paths: Sequence[str]) -> Iterator[str]:
     """
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise StriateError(f"no image files in {str(path)!r}", allowed=sorted(SUFFIXES))
-            yield from map(str, inside)
+            yield from map(str, image_files(path))
         elif path.exists():
             yield str(path)
         else:
@@ -69,19 +62,16 @@ def predict_files(
         StriateError: nothing to predict, an unreadable file (unless `skip_bad`), a suffix that is not known.
     """
     if out and Path(out).suffix not in ("", ".csv", ".json"):
-        raise StriateError(f"cannot write answers to {out!r}", allowed=[".csv", ".json", "a folder for masks"])
+        raise StriateError(
+            f"cannot write answers to {out!r}", allowed=[".csv", ".json", "a folder for masks"]
+        )
     loaded = load(model)
-    files = list(expand(paths))
-    bad: list[tuple[str, str]] = []
-
-    def failed(name: str, error: BadImage) -> None:
-        bad.append((name, str(error)))
-
-    answers = loaded.predict(
-        files, top=top, batch=batch, threads=threads, device=device, on_error=failed if skip_bad else "raise"
-    )
-    unread = {name for name, _ in bad}
-    result = Answers([f for f in files if f not in unread], answers, bad)
+    found = loaded.predict(
+        list(expand(paths)), top=top, batch=batch, threads=threads or None, device=device,
+        on_error="skip" if skip_bad else "raise",
+    )  # fmt: skip
+    pairs = [pair for pair in zip(found.names, found, strict=True) if pair[1] is not None]
+    result = Answers([name for name, _ in pairs], [answer for _, answer in pairs], found.bad)
     if out:
         _write(result, loaded, Path(out))
     return result
