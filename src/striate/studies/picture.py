@@ -1,0 +1,70 @@
+"""The picture of the README: a photograph, the filters that see it, what they find, and what decides.
+
+Made by the visualisation methods alone: `python -m striate.studies.picture docs/img/readme.png`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from striate.images import draw
+from striate.images.geometry import resize
+from striate.model import Model, load
+from striate.studies.demo import NET, photographs
+
+Bytes = NDArray[np.uint8]
+SIDE, GAP = 320, 16
+
+
+def readme_picture(path: str | os.PathLike[str] = "docs/img/readme.png") -> Path:
+    """Write a montage of four squares: photograph, first filters, feature maps, saliency of the flower.
+
+    Raises:
+        StriateError: the weights of EfficientNet-Lite0 are not installed, or the file cannot be written.
+    """
+    from striate.images.decode import decode
+    from striate.visualize.method import visualize
+
+    model = load(NET)
+    flower = next(found for found in photographs() if found.stem == "flower")
+    view = model.preprocess.view(decode(flower))
+    answer = model.predict(flower, top=1)
+    filters = visualize("filters", model)
+    maps = visualize("feature-maps", model, flower, stage=_stage(model))
+    saliency = visualize("saliency", model, flower)
+    squares = [
+        (view, f"{answer.label}, {100 * answer.probability:.0f} %"),
+        (_sheet(filters, 16), "first filters"),
+        (_sheet(maps, 16), f"feature maps of {_stage(model)}"),
+        (saliency.panels[-1].pixels, "saliency"),
+    ]
+    tiles = [draw.caption(_square(image), text, height=22) for image, text in squares]
+    return draw.save(path, draw.grid(tiles, columns=len(tiles), pad=GAP))
+
+
+def _stage(model: Model) -> str:
+    """The deepest stage whose maps are still at least 56 pixels wide: fine enough to be seen."""
+    stages: list[Any] = list(model.net.spatial_stages())  # type: ignore[operator]
+    wide = [info.name for info in stages if info.shape[-1] >= 56 and "pad" not in info.name]
+    return str((wide or [stages[0].name])[-1])
+
+
+def _sheet(picture: Any, count: int) -> Bytes:
+    """The first `count` drawings of a picture in a square, without captions."""
+    tiles = [draw.rgb(panel.pixels) for panel in picture.panels[:count]]
+    side = SIDE // int(np.ceil(np.sqrt(len(tiles)))) - 2
+    return draw.grid([resize(tile, (side, side), "nearest") for tile in tiles], pad=2)
+
+
+def _square(image: Bytes) -> Bytes:
+    return resize(draw.rgb(image), (SIDE, SIDE), "nearest" if image.shape[0] < SIDE // 4 else "bilinear")
+
+
+if __name__ == "__main__":
+    print(readme_picture(*sys.argv[1:2]))
