@@ -21,6 +21,7 @@ IMAGE_FOLDERS = frozenset(
 _MASK_WORDS = "masks mask labels label annotations annotation annots annot targets groundtruth gt gtfine"
 MASK_FOLDERS = frozenset((*_MASK_WORDS.split(" "), "segmentationclass", "segmentationclassraw"))
 MASK_ENDS = re.compile(r"(?:[-_]?(?:annot|annots|masks?|labels?|gt))$", re.IGNORECASE)
+IMAGE_ENDS = re.compile(r"[-_](?:images?|imgs?|frames)$", re.IGNORECASE)
 MASK_SUFFIXES = frozenset((".png", ".bmp", ".tif", ".tiff", ".gif", ".pgm"))
 CLASS_FILES = ("classes.txt", "classes.tsv", "classes.csv", "labels.txt", "label_names.txt")
 IGNORED_NAMES = frozenset(("void", "ignore", "ignored", "unlabelled", "unlabeled"))
@@ -121,7 +122,7 @@ def legend(tree: Tree, masks: Pool) -> Legend:
         note = f"mask values {_some(kept)} are the classes" + ("; 255 is ignored" if ignored else "")
         return Legend(tuple(map(str, kept)), _table(kept, list(range(len(kept)))), note)
     numbers, names = named
-    if 0 not in numbers and 0 in values and len(values) != len(names):
+    if 0 not in numbers and 0 in values and set(map(int, values)) <= {0, IGNORE, *numbers}:
         numbers, names = [0, *numbers], ["background", *names]
     kept_names = [name for name in names if name.lower() not in IGNORED_NAMES]
     strange = sorted(set(map(int, values)) - set(numbers) - {IGNORE})
@@ -232,7 +233,7 @@ def _plain(folders: list[str], is_mask: bool) -> list[str]:
         small = folder.lower()
         if small in MASK_FOLDERS or small in IMAGE_FOLDERS:
             continue
-        head = MASK_ENDS.sub("", small) if is_mask else small
+        head = (MASK_ENDS if is_mask else IMAGE_ENDS).sub("", small)
         if head in SPLIT_NAMES:
             kept.append(SPLIT_NAMES[head])
         elif head not in IMAGE_FOLDERS:
