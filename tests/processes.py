@@ -1,6 +1,6 @@
 """Training in processes of their own: killed, stopped by signals, or several at once.
 
-A fork server imports PyTorch once; each process is forked from it within milliseconds.
+A fork server imports PyTorch once (its optimisers import `torch._dynamo` too); processes are forked from it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 def server() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["striate.train.session", "sklearn.datasets", "torch.distributed"])
+    context.set_forkserver_preload(["striate.train.session", "sklearn.datasets", "torch._dynamo"])
     return context
 
 

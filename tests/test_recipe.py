@@ -100,6 +100,6 @@ def test_only_natural_images_are_mirrored() -> None:
 def test_rates_scale_with_the_batch() -> None:
     assert auto_rate(0.1, 128, normalised=True, adaptive=False) == 0.1
     assert auto_rate(0.1, 64, normalised=True, adaptive=False) == 0.05
-    assert auto_rate(0.1, 128, normalised=False, adaptive=False) == 0.02
+    assert auto_rate(0.1, 128, normalised=False, adaptive=False) == 0.025
     assert auto_rate(0.1, 100_000, normalised=True, adaptive=False) == 0.4
     assert auto_rate(1e-3, 32, normalised=False, adaptive=True) == 5e-4

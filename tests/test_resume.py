@@ -213,6 +213,8 @@ def test_repeats_give_mean_and_spread(tmp_path: Path) -> None:
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """The same images a step, the same gradients: a net without batch norm ends with the same weights."""
     settings = TINY | {"augment": "none", "optimizer": "sgd", "lr": 0.02, "clip": 0.0, "epochs": 2}
+    # Without ReLUs and maxima: where one of them tips over by a rounding error, the gradient jumps.
+    settings["net_options"] = {"activation": "tanh", "pool": "average"}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

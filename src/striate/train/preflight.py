@@ -172,7 +172,7 @@ def memorise(job: Job, net: nn.Module, images: Tensor, targets: Tensor, seconds:
         optimizer.zero_grad()
         with job.place.autocast():
             loss = job.task.loss(net(images), targets)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]) or losses[-1] < 0.5 * losses[0] or time.monotonic() > end:
             break
         loss.backward()  # type: ignore[no-untyped-call]

@@ -222,11 +222,11 @@ def auto_augment(size: tuple[int, int], channels: int, kind: str) -> str:
 
 
 def auto_rate(optimizer_rate: float, batch: int, *, normalised: bool, adaptive: bool) -> float:
-    """The highest learning rate: the optimiser's own for batch 128, a fifth for SGD on nets without norms.
+    """The highest learning rate: the optimiser's own for batch 128, a quarter for SGD on nets without norms.
 
     Scaled with batch / 128: linearly for SGD (Goyal et al. 2017, arXiv:1706.02677, section 2.1),
     up to 4 times; by the square root for adaptive methods.
     """
     scale = batch / 128
     rate = optimizer_rate * (scale**0.5 if adaptive else min(4.0, scale))
-    return float(f"{rate if normalised or adaptive else rate / 5:.4g}")
+    return float(f"{rate if normalised or adaptive else rate / 4:.4g}")
