@@ -317,3 +317,10 @@ def test_a_split_survives_pickling_and_threads(tmp_path: Path) -> None:
         images = list(threads.map(again.image, range(12)))
     for i, image in enumerate(images):
         assert np.array_equal(image, split.image(i))
+
+
+def test_classes_of_one_image_all_train_and_it_is_said() -> None:
+    rows = {"all": np.arange(3)}
+    splits, notes = carve(["a", "b", "c"], np.arange(3), rows, val=0.5, test=0.5, seed=0, contiguous=False)
+    assert {name: len(part) for name, part in splits.items()} == {"train": 3}
+    assert len(notes) == 2

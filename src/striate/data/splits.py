@@ -89,6 +89,8 @@ def carve(
         if len(part):
             splits["test"] = part
             notes.append(f"test split: {len(part):,} of {len(whole):,} images ({way})")
+        elif test > 0:
+            notes.append("no test split: no class has an image to spare")
     if "train" in splits and "val" not in splits and val > 0:
         whole = splits["train"]
         rest, part = _divide(names, targets, whole, val, seed, "val", contiguous)
@@ -96,6 +98,8 @@ def carve(
         if len(part):
             splits["val"] = part
             notes.append(f"val split: {len(part):,} of {len(whole):,} training images ({way})")
+        else:
+            notes.append("no val split: no class has an image to spare")
     return {name: splits[name] for name in (*ORDER, *splits) if name in splits}, notes
 
 
