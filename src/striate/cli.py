@@ -149,7 +149,7 @@ def data(
     from striate.data.checks import check_data
     from striate.data.formats import open_data
 
-    dataset = open_data(path)
+    dataset = open_data(path, strict=False)
     if action == "describe":
         return Answer(dataset.describe().splitlines(), {"path": path, "classes": list(dataset.classes)})
     result = check_data(dataset, near=near)
