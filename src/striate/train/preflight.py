@@ -239,7 +239,7 @@ def step_bytes(job: Job) -> int | None:
     if shape is None:
         return None
     try:
-        activations = int(sum(cost(copy.deepcopy(job.net), shape).activation_bytes))
+        activations = cost(job.net, shape).memory
     except (StriateError, RuntimeError, AttributeError, TypeError, NotImplementedError):
         return None
     weights = weight_bytes(job.net)

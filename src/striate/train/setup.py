@@ -41,11 +41,12 @@ class Setup:
     def headline(self) -> str:
         """One line: net, numbers of images, and how it is optimised."""
         recipe, job = self.recipe, self.job
-        tested = len(self.dataset.split("val")) if job.val else 0
+        weights = sum(parameter.numel() for parameter in job.net.parameters())
+        train, val = (len(self.dataset.splits.get(name, ())) for name in ("train", "val"))
         return (
-            f"{recipe.net}, {sum(p.numel() for p in job.net.parameters()):,} parameters, input {recipe.size};"
-            f" {len(self.dataset.split('train')):,} images to train, {tested:,} to validate;"
-            f" batch {recipe.batch}, {recipe.augment}; {recipe.optimizer} lr {recipe.lr:.3g}, {recipe.schedule}"
+            f"{recipe.net}, {weights:,} parameters, input {recipe.size};"
+            f" {train:,} images to train, {val:,} to validate; batch {recipe.batch}, {recipe.augment};"
+            f" {recipe.optimizer} lr {recipe.lr:.3g}, {recipe.schedule}"
         )
 
 
