@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import math
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -23,6 +23,20 @@ def to_grey(image: Bytes) -> Bytes:
     if image.shape[2] == 1:
         return image
     return cast(Bytes, cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)[..., None])
+
+
+def to_uint8(values: npt.NDArray[Any], channels: int) -> Bytes:
+    """uint8 or uint16 (H, W[, 1|3|4]) to uint8 (H, W, channels): scaled, laid on white, grey or RGB."""
+    if values.dtype == np.uint16:
+        values = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if values.ndim == 2:
+        values = values[..., None]
+    if values.shape[2] == 4:
+        alpha = values[..., 3:].astype(np.uint16)
+        values = ((values[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    if channels == 1:
+        return to_grey(values)
+    return cast(Bytes, np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values)
 
 
 def jitter(

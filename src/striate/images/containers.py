@@ -6,6 +6,7 @@ further frames and private tags that hostile files use to fill memory or time ne
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 from collections.abc import Callable, Iterator
@@ -15,10 +16,11 @@ MAX_CHUNKS = 100_000  # of a PNG or WebP: 40 million pixels in 8 KiB chunks are 
 MAX_SEGMENTS = 20_000  # of a JPEG or GIF before its pixels
 MAX_TAGS = 4_096  # of a TIFF directory; writers use some twenty
 MAX_TAG_VALUES = 2_000_000  # numbers in a TIFF directory: strip offsets and sizes
+MAX_RUNS = 4_000_000  # pixels of a run-length coded BMP, which Pillow reads run by run in Python
 MAX_SCAN_PIXELS = 1_000_000_000  # scans x pixels of a JPEG: each scan walks over the whole picture
 
 ORIENTATION, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES = 0x112, 256, 257, 258, 259, 262, 277
-TILE_WIDTH, TILE_HEIGHT = 322, 323
+ROWS, TILE_WIDTH, TILE_HEIGHT = 278, 322, 323
 # What libtiff and Pillow need for the pixels: geometry, colour, strips, tiles, predictor, JPEG tables.
 TIFF_TAGS = frozenset(
     (254, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325)
@@ -64,7 +66,7 @@ class Declared:
     bits: int = 8
     working: int = 0
     cmyk: bool = False
-    clean: Callable[[], bytes | bytearray] | None = None
+    clean: Callable[[], io.BytesIO] | None = None
 
 
 def declared(data: bytes) -> Declared:
@@ -176,10 +178,9 @@ def _png(data: bytes) -> Declared:
             break
     grey = colour in (0, 4) or (colour == 3 and grey_palette)
 
-    def clean() -> bytes:
-        return b"".join(data[start:stop] for start, stop in kept)
+    def clean() -> io.BytesIO:
+        return io.BytesIO(b"".join(data[start:stop] for start, stop in kept))
 
-    # Pillow's picture is 4 bytes a pixel; an interlaced file of 16 bits is unpacked line by line.
     working = (
         width * height * (4 if colour in (2, 4, 6) else 2) + len(data) + (width * 16 if interlaced else 0)
     )
@@ -214,11 +215,11 @@ def _gif(data: bytes) -> Declared:
         raise Malformed("the first frame of the GIF is empty")
     grey = palette[0::3] == palette[1::3] == palette[2::3]
 
-    def clean() -> bytes:
-        return head + control + data[place:]
+    def clean() -> io.BytesIO:
+        return io.BytesIO(head + control + data[place:])
 
     return Declared(
-        "GIF", width, height, 1 if grey else 3, working=8 * width * height + len(data), clean=clean
+        "GIF", width, height, 1 if grey else 3, working=2 * width * height + len(data), clean=clean
     )
 
 
@@ -244,7 +245,7 @@ def _webp(data: bytes) -> Declared:
         (packed,) = struct.unpack_from("<I", data, 21)
         width, height = 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)
     # Two canvases in the decoder, the frame handed over, and the picture: 4 bytes a pixel each.
-    return Declared("WEBP", width, height, 3, orientation, working=16 * width * height + len(data))
+    return Declared("WEBP", width, height, 3, orientation, working=14 * width * height + len(data))
 
 
 def _bmp(data: bytes) -> Declared:
@@ -256,14 +257,14 @@ def _bmp(data: bytes) -> Declared:
         width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
         (colours,) = struct.unpack_from("<I", data, 46)
     width, height = abs(width), abs(height)
-    if compression in (1, 2) and width * height > 4_000_000:
-        raise Malformed("a run-length coded BMP of more than 4 million pixels is not supported")
+    if compression in (1, 2) and max(width * height, 2 * len(data)) > MAX_RUNS:
+        raise Malformed(f"a run-length coded BMP may have at most {MAX_RUNS:,} pixels and half as many bytes")
     grey = False
     if bits <= 8:
         step = 3 if size == 12 else 4
         palette = data[14 + size :][: step * min(colours or 1 << bits, 256)]
         grey = palette[0::step] == palette[1::step] == palette[2::step]
-    return Declared("BMP", width, height, 1 if grey else 3, bits=bits, working=5 * width * height)
+    return Declared("BMP", width, height, 1 if grey else 3, bits=bits, working=4 * width * height)
 
 
 def _order(data: bytes) -> str:
@@ -312,39 +313,44 @@ def _tiff(data: bytes) -> Declared:
         raise Malformed("the TIFF does not say its width and height")
     width, height, orientation = known[WIDTH], known[HEIGHT], known.get(ORIENTATION, 1)
     samples, bits = known.get(SAMPLES, 1), known.get(BITS, 1)
-    block = max(width * height, known.get(TILE_WIDTH, 0) * known.get(TILE_HEIGHT, 0))
     grey = known.get(PHOTOMETRIC, 0) in (0, 1)
     size = 20 if big else 12
 
-    def clean() -> bytearray:
+    def clean() -> io.BytesIO:
         # Type 0 makes both readers pass over a tag; no next directory leaves one page.
-        copy = bytearray(data)
-        first = end - size * len(entries)
+        copy = io.BytesIO(data)
         for i, (tag, *_rest) in enumerate(entries):
             if tag not in TIFF_TAGS:
-                copy[first + size * i + 2 : first + size * i + 4] = b"\0\0"
-        copy[end : end + (8 if big else 4)] = bytes(8 if big else 4)
+                copy.seek(end - size * (len(entries) - i) + 2)
+                copy.write(b"\0\0")
+        copy.seek(end)
+        copy.write(bytes(8 if big else 4))
+        copy.seek(0)
         return copy
 
-    # Beside Pillow's picture: a strip or tile as stored, at worst everything, and the copy of the file.
-    working = 4 * width * height + block * samples * bits // 8 + len(data)
+    # Pillow's picture, the copy of the file, and a strip or tile as it is stored (libtiff).
+    picture = width * height * (4 if samples > 1 or bits > 16 else 2)
+    strip = width * min(known.get(ROWS, height), height)
+    tile = known.get(TILE_WIDTH, 0) * known.get(TILE_HEIGHT, 0)
+    stored = 0 if known.get(COMPRESSION, 1) == 1 else max(strip, tile) * samples * bits // 8
     turned = orientation if 1 <= orientation <= 8 else 1
+    working = picture + len(data) + max(stored, tile)
     return Declared("TIFF", width, height, 1 if grey else 3, turned, bits, working, clean=clean)
 
 
-_PNM = re.compile(rb"P([1-6])((?:\s|#[^\r\n]*[\r\n])+)(\d{1,9})((?:\s|#[^\r\n]*[\r\n])+)(\d{1,9})")
+_SPACE = rb"(?:\s|#[^\r\n]*[\r\n])+"
+_PNM = re.compile(rb"P([1-6])" + (_SPACE + rb"(\d{1,9})") * 2)
 
 
 def _ppm(data: bytes) -> Declared:
-    found = _PNM.match(data[:65536])
+    found = _PNM.match(data, 0, 65536)
     if not found:
         raise Malformed("the PNM header is cut off or broken")
-    kind, width, height = int(found[1]), int(found[3]), int(found[5])
-    wide = 24 if kind <= 3 else 2
-    bits = 1 if kind in (1, 4) else 8
-    return Declared(
-        "PPM", width, height, 3 if kind in (3, 6) else 1, bits=bits, working=wide * width * height
-    )
+    kind, width, height = (int(part) for part in found.groups())
+    count = width * height * (3 if kind in (3, 6) else 1)
+    # The digits are parsed to 64 bits; bytes beside the range 0..255 are scaled in 32 bits.
+    working = count * (24 if kind <= 3 else 1 if len(data) < 2 * count else 10)
+    return Declared("PPM", width, height, 3 if kind in (3, 6) else 1, 1, 1 if kind in (1, 4) else 8, working)
 
 
 def oriented(info: Declared) -> Declared:

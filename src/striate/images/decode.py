@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import os
 import re
 import stat
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,41 +12,22 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image
 
 from striate.core.errors import BadImage, StriateError
-from striate.images.colour import to_grey
+from striate.images.colour import to_uint8
 from striate.images.containers import Declared, Malformed, declared, oriented
 from striate.images.pnm import decode_pnm
+from striate.images.rasters import STRIP, hush, open_picture, to_array
 
 Source = bytes | str | os.PathLike[str]
 Bytes = npt.NDArray[np.uint8]
 
 MAX_SIDE = 65_535  # JPEG's own limit; keeps one row of any decoder small
-STRIP = 1 << 20  # pixels converted at a time, so that no second copy of a large picture is made
-_PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
-    "JPEG": JpegImagePlugin.JpegImageFile,
-    "PNG": PngImagePlugin.PngImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-    "WEBP": WebPImagePlugin.WebPImageFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
-}
 # libjpeg's complaints that leave the picture whole, if the file also has its end mark.
 _HARMLESS = re.compile(
     "extraneous bytes before marker|Invalid SOS parameters|Unknown Adobe color|Unsupported JFIF"
 )
-# Without a handler Python itself would print Pillow's log lines; a program's own handlers still get them.
-logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
@@ -58,7 +36,7 @@ class Limits:
 
     max_bytes: int = 256_000_000
     max_pixels: int = 40_000_000
-    max_memory: int = 400_000_000
+    max_memory: int = 420_000_000
 
 
 DEFAULT_LIMITS = Limits()
@@ -109,12 +87,12 @@ def decode(
         if info.format == "JPEG" and not info.cmyk:
             pixels = _decode_jpeg(data, info, at_least, channels)
         elif info.format == "PPM":
-            pixels = _to_uint8(decode_pnm(data, info), channels)
+            pixels = to_uint8(decode_pnm(data, info), channels)
         else:
-            pixels = _picture_to_array(_open(data, info, at_least), channels)
+            pixels = to_array(open_picture(data, info, _reduction(info, at_least)), channels)
     except Exception as error:  # decoders raise anything on hostile input: struct, zlib, Syntax, MemoryError
         raise _refused(name, info, error) from error
-    return np.ascontiguousarray(_orient(pixels, info.orientation))
+    return _own(_orient(pixels, info.orientation))
 
 
 def decode_index(source: Source, limits: Limits = DEFAULT_LIMITS) -> npt.NDArray[np.int32]:
@@ -136,7 +114,7 @@ def decode_index(source: Source, limits: Limits = DEFAULT_LIMITS) -> npt.NDArray
         if info.format == "PPM":
             values = decode_pnm(data, info)
         else:
-            picture = _open(data, info, None)
+            picture = open_picture(data, info, 1)
             values = np.asarray(picture) if picture.mode in _INDEX_MODES else np.zeros((1, 1, 3))
             if picture.mode == "L" and info.format == "PNG" and info.bits in (2, 4):
                 values = values // (255 // ((1 << info.bits) - 1))  # Pillow stretches 2 and 4 bits to 0..255
@@ -168,14 +146,13 @@ def to_image(value: Any, channels: int = 3, at_least: int | None = None) -> Byte
         return _from_pil(value, channels)
     if isinstance(value, np.ndarray):
         _check_array(value)
-        return np.ascontiguousarray(_to_uint8(value, channels))
+        return _own(to_uint8(value, channels))
     raise BadImage(
         f"an image of type {type(value).__name__}", allowed="a path, file bytes, an array, a PIL image"
     )
 
 
 _INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
-_OPAQUE = ("RGB", "L", "1", "P", "CMYK", "YCbCr", "HSV", "LAB", "RGBX")
 
 
 def _check_channels(channels: int) -> None:
@@ -243,7 +220,8 @@ def _declared(data: bytes, name: str, limits: Limits, channels: int, at_least: i
         raise BadImage(size, allowed=f"at most {limits.max_pixels:,} pixels", hint="scale it down first")
     # A turned picture is copied once more, after the decoder's memory is free again.
     answer = pixels * channels if at_least is None else pixels * channels // _reduction(info, at_least) ** 2
-    memory = len(data) + answer + max(info.working, answer if info.orientation > 1 else 0)
+    strip = 16 * min(pixels, STRIP) if info.format != "JPEG" or info.cmyk else 0
+    memory = len(data) + answer + max(info.working + strip, answer if info.orientation > 1 else 0)
     if memory > limits.max_memory:
         raise BadImage(
             f"{size} and needs {memory:,} bytes to decode",
@@ -269,6 +247,11 @@ def _reduction(info: Declared, at_least: int | None) -> int:
     return next((n for n in (8, 4, 2) if -(-shorter // n) >= at_least), 1)
 
 
+def _own(pixels: npt.NDArray[Any]) -> Bytes:
+    """`pixels` contiguous and writable."""
+    return np.require(pixels, np.uint8, ["C", "W"])
+
+
 def _decode_jpeg(data: bytes, info: Declared, at_least: int | None, channels: int) -> Bytes:
     n = _reduction(info, at_least)
     # libjpeg takes its smallest scale k/8 that keeps these sides; rounding up makes that exactly 1/n.
@@ -284,100 +267,20 @@ def _decode_jpeg(data: bytes, info: Declared, at_least: int | None, channels: in
     return cast(Bytes, pixels)
 
 
-def _open(data: bytes, info: Declared, at_least: int | None) -> Image.Image:
-    """The decoded Pillow image, in the file's own mode; raises anything."""
-    _hush()
-    picture = _PLUGINS[info.format](io.BytesIO(info.clean() if info.clean else data))
-    if sorted(picture.size) != sorted((info.width, info.height)):
-        raise Malformed(f"its parts disagree on the size: {info.width}x{info.height} and {picture.size}")
-    n = _reduction(info, at_least)
-    if n > 1:
-        picture.draft(None, (-(-info.width // n), -(-info.height // n)))
-    picture.load()
-    return picture
-
-
-def _hush() -> None:
-    """Keep Pillow's remarks on broken TIFF tags from the terminal: such files are refused or whole."""
-    # A filter set once, not `catch_warnings`: that is not safe while several threads decode.
-    if _FILTER not in warnings.filters:
-        warnings.filterwarnings("ignore", module=_PLUGIN_MODULES)
-
-
-_PLUGIN_MODULES = r"PIL\.(Tiff|Png|Gif|WebP|Bmp|Jpeg)ImagePlugin"
-_FILTER = ("ignore", None, Warning, re.compile(_PLUGIN_MODULES), 0)
-
-
 def _from_pil(picture: Image.Image, channels: int) -> Bytes:
-    _hush()
+    hush()
     try:
         picture.load()
         try:
             orientation = int(picture.getexif().get(0x112, 1))
         except Exception:  # a broken EXIF block says nothing
             orientation = 1
-        pixels = _picture_to_array(picture, channels)
+        pixels = to_array(picture, channels)
     except Exception as error:
         raise BadImage(
             f"cannot convert the PIL image ({error or type(error).__name__})", hint=_HINT
         ) from error
-    return np.ascontiguousarray(_orient(pixels, orientation))
-
-
-def _picture_to_array(picture: Image.Image, channels: int) -> Bytes:
-    """A loaded Pillow image to uint8 (H, W, channels), strip by strip; raises anything."""
-    width, height = picture.size
-    answer = np.empty((height, width, channels), np.uint8)
-    key = picture.info.get("transparency")
-    rows = max(1, STRIP // max(1, width))
-    for top in range(0, height, rows):
-        strip = picture.crop((0, top, width, min(top + rows, height))) if rows < height else picture
-        answer[top : top + rows] = _to_uint8(_strip(strip, key), channels)
-    return answer
-
-
-def _strip(strip: Image.Image, key: Any) -> npt.NDArray[Any]:
-    """The samples of a Pillow image as uint8 or uint16 grey, RGB or RGBA."""
-    mode = strip.mode
-    if mode in ("RGBa", "La"):
-        strip, mode = strip.convert(mode.upper()), mode.upper()
-    if mode in ("RGBA", "LA", "PA") or (key is not None and mode == "P"):
-        return np.asarray(strip.convert("RGBA"))
-    if mode.startswith("I"):
-        values = np.asarray(strip)
-        if values.min() < 0 or values.max() > 65535 or mode == "I":
-            raise Malformed("pixels of 32 bits have no fixed range; convert to 8 or 16 bits")
-        return _keyed(values.astype(np.uint16), key, 65535)
-    if mode not in _OPAQUE:
-        raise Malformed(f"pixels of mode {mode} have no fixed range; convert to 8 or 16 bits")
-    if mode in ("1", "L"):
-        return _keyed(np.asarray(strip.convert("L")), key, 255)
-    return _keyed(np.asarray(strip.convert("RGB")), key, 255)
-
-
-def _keyed(values: npt.NDArray[Any], key: Any, top: int) -> npt.NDArray[Any]:
-    """`values` with the pixels of the transparent colour `key` (grey number or RGB triple) made white."""
-    if key is None or isinstance(key, bytes):
-        return values
-    if values.ndim == 2 and isinstance(key, int):
-        return np.where(values == key, values.dtype.type(top), values)
-    if values.ndim == 3 and isinstance(key, tuple) and len(key) == 3 and max(key) <= 255:
-        return np.where((values == np.asarray(key)).all(2, keepdims=True), values.dtype.type(top), values)
-    return values
-
-
-def _to_uint8(values: npt.NDArray[Any], channels: int) -> Bytes:
-    """uint8 or uint16 (H, W[, 1|3|4]) to uint8 (H, W, channels): scaled, laid on white, grey or RGB."""
-    if values.dtype == np.uint16:
-        values = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if values.ndim == 2:
-        values = values[..., None]
-    if values.shape[2] == 4:
-        alpha = values[..., 3:].astype(np.uint16)
-        values = ((values[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    if channels == 1:
-        return to_grey(values)
-    return cast(Bytes, np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values)
+    return _own(_orient(pixels, orientation))
 
 
 def _orient(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:

@@ -199,11 +199,10 @@ def _boxed(
         result = _resized(image[y0:y1, x0:x1], size, interpolation)
     else:
         return None
-    if inverse[0, 0] < 0:
-        result = result[:, ::-1]
-    if inverse[1, 1] < 0:
-        result = result[::-1]
-    return np.ascontiguousarray(result)
+    left_right, up_down = inverse[0, 0] < 0, inverse[1, 1] < 0
+    if left_right or up_down:
+        return np.asarray(cv2.flip(result, -1 if left_right and up_down else int(left_right)))
+    return np.array(result) if np.shares_memory(result, image) else result
 
 
 def _channels(image: npt.NDArray[Any]) -> int:

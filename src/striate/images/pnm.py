@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from striate.images.containers import Declared, Malformed
 
-MAX_DIGITS = 16_000_000  # bytes of a file written in digits: about a second
+MAX_DIGITS = 8_000_000  # bytes of a file written in digits: about a second
 
 
 def decode_pnm(data: bytes, info: Declared) -> npt.NDArray[Any]:
@@ -26,23 +26,25 @@ def decode_pnm(data: bytes, info: Declared) -> npt.NDArray[Any]:
     )
     if not found:
         raise Malformed("its header is broken")
-    kind, body = int(found[1]), data[found.end() :]
+    kind, start = int(found[1]), found.end()
     top = 1 if info.bits == 1 else int(re.findall(rb"\d+", found[0])[-1])
     if not 0 < top < 65536:
         raise Malformed(f"its maximum is {top}")
     if kind <= 3:
-        values = _plain_numbers(body, count, bitmap=kind == 1)
+        values = _plain_numbers(data[start:], count, bitmap=kind == 1)
     elif kind == 4:
         row = -(-info.width // 8)
-        packed = np.frombuffer(body, np.uint8, count=row * info.height).reshape(info.height, row)
+        packed = np.frombuffer(data, np.uint8, row * info.height, start).reshape(info.height, row)
         values = np.unpackbits(packed, axis=1)[:, : info.width]
     else:
-        values = np.frombuffer(body, np.uint8 if top < 256 else ">u2", count=count)
-    values = np.minimum(values, top).reshape(shape)
+        values = np.frombuffer(data, np.uint8 if top < 256 else ">u2", count, start)
+    values = values.reshape(shape)
     if kind in (1, 4):
         return np.asarray(np.where(values, 0, 255), dtype=np.uint8)
     full = 255 if top < 256 else 65535
-    scaled: npt.NDArray[Any] = values if top == full else (values.astype(np.uint32) * full + top // 2) // top
+    scaled: npt.NDArray[Any] = values
+    if top != full:
+        scaled = (np.minimum(values, top).astype(np.uint32) * full + top // 2) // top
     return np.asarray(scaled, dtype=np.uint8 if full == 255 else np.uint16)
 
 
@@ -57,6 +59,6 @@ def _plain_numbers(body: bytes, count: int, *, bitmap: bool) -> npt.NDArray[Any]
     if not re.fullmatch(rb"[\d\s]*", body):
         raise Malformed("it holds other characters than digits")
     values = np.fromstring(body.decode("ascii"), dtype=np.int64, sep=" ")[:count]
-    if len(values) < count or values.min(initial=0) < 0:
-        raise Malformed("its digits are cut off")
+    if len(values) < count or values.max(initial=0) > 65535:
+        raise Malformed("its digits are cut off or too large")
     return values
