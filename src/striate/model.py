@@ -24,7 +24,6 @@ from striate.core.runs import MODEL
 from striate.data.preprocess import Preprocess
 from striate.images.decode import header as image_header
 from striate.images.decode import to_image
-from striate.nets import weights
 from striate.tasks.task import Task
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -76,8 +75,18 @@ class Model:
         return torch.device("cpu") if tensor is None else tensor.device
 
     def to(self, device: str | torch.device) -> Model:
-        """Move the net's weights; returns the model itself."""
-        self.net.to(device)
+        """Move the net's weights ("auto": to an accelerator if there is one); returns the model itself.
+
+        Raises:
+            StriateError: there is no such device.
+        """
+        if device == "auto":
+            mps = torch.backends.mps.is_available()
+            device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+        try:
+            self.net.to(device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise StriateError(f"device {str(device)!r} is not there", hint="give 'auto' or 'cpu'") from error
         return self
 
     def forward(self, views: NDArray[np.uint8] | Tensor) -> Tensor:
@@ -130,7 +139,7 @@ class Model:
         """
         if device is not None:
             self.to(device)
-        settings = {"top": top, "batch": batch, "threads": threads}
+        settings: dict[str, Any] = {"top": top, "batch": batch, "threads": threads}
         if _single(images):
             return next(iter(self.stream([images], **settings)))[1]
         answers = Answers()
@@ -182,6 +191,8 @@ class Model:
     def _view(self, image: Any) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         """The net's view of an image in any form, and the (height, width) that the image has in full."""
         full = None
+        if isinstance(image, (bytearray, memoryview)):
+            image = bytes(image)
         if self.task.dense and isinstance(image, (str, bytes, os.PathLike)):
             facts = image_header(image)
             full = (facts.height, facts.width)
@@ -256,6 +267,9 @@ class Model:
                 )
         if path.is_file():
             return _from_file(cls, path, net).to(device)
+        # Few loads need the cards.
+        from striate.nets import weights
+
         if isinstance(source, str) and source in weights.CARDS:
             return _published(cls, source).to(device)
         raise unknown(
@@ -314,6 +328,7 @@ def _from_file(kind: type[Model], path: Path, net: nn.Module | None) -> Model:
 
 def _published(kind: type[Model], name: str) -> Model:
     """The model of a published weight card."""
+    from striate.nets import weights
     from striate.nets.net import create_net
     from striate.tasks.classification import Classification
 

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from striate.core.errors import StriateError, unknown
+from striate.layers.pooling import GlobalAveragePool, GlobalMaxPool
 from striate.nets.net import Net, check_input, check_range, create_net
+from striate.nets.taps import shadow
 
 DECODERS = ("fcn", "unet")
 PROBE = 256
 MAX_WIDTH = 256
-GLOBAL = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten)
+GLOBAL = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, GlobalAveragePool, GlobalMaxPool, nn.Flatten)
 
 
 class Upsample(nn.Module):
@@ -189,24 +191,17 @@ def map_shapes(encoder: Net) -> dict[str, tuple[int, int]]:
     256 / height of the map, to the nearest power of two, as unpadded convolutions cut the edges.
     """
     found: dict[str, tuple[int, int]] = {}
-    modes = [(module, module.training) for module in encoder.modules()]
+    bare = shadow(encoder)
     x = torch.empty(1, encoder.in_channels, PROBE, PROBE, device="meta")
-    encoder.eval()
-    try:
-        for name in encoder.stage_names:
-            stage = encoder.get_submodule(name)
-            if name == encoder.head or any(isinstance(module, GLOBAL) for module in stage.modules()):
-                break
-            tensors = {**dict(stage.named_parameters()), **dict(stage.named_buffers())}
-            bare = {key: torch.empty_like(tensor, device="meta") for key, tensor in tensors.items()}
-            with torch.no_grad():
-                x = torch.func.functional_call(stage, bare, (x,))
-            if x.ndim != 4 or x.shape[-1] == 1:
-                break
-            found[name] = (x.shape[1], 1 << round(math.log2(PROBE / x.shape[-2])))
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    for name in encoder.stage_names:
+        stage = bare.get_submodule(name)
+        if name == encoder.head or any(isinstance(module, GLOBAL) for module in stage.modules()):
+            break
+        with torch.no_grad():
+            x = stage(x)
+        if x.ndim != 4 or x.shape[-1] == 1:
+            break
+        found[name] = (x.shape[1], 1 << round(math.log2(PROBE / x.shape[-2])))
     return found
 
 
