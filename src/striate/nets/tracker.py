@@ -1,4 +1,4 @@
-"""One pass on the meta device, operator by operator: costs, and which input pixels each value can depend on."""
+"""One pass on the meta device, by operators: what they cost, and which pixels each value depends on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Axis:
         return Axis(self.stride * stride, self.low - padding * self.stride, self.high + reach * self.stride)
 
     def shift(self, units: int, step: int = 1) -> Axis:
-        """After cutting off `units` units in front (padding: a negative number) and taking every `step`-th."""
+        """After leaving out `units` units in front (padding: negative) and taking every `step`-th."""
         offset = units * self.stride
         return Axis(self.stride * step, self.low + offset, self.high + offset)
 
@@ -43,11 +43,12 @@ Reach = tuple[Axis, Axis]
 # Operators whose output has, at each position, no more than its input there.
 SAME = {
     "_native_batch_norm_legit_no_training", "native_batch_norm", "cudnn_batch_norm", "hardtanh", "hardswish",
-    "hardsigmoid", "_prelu_kernel", "prelu", "clone", "_to_copy", "detach", "alias", "lift_fresh", "mish", "glu",
-    "celu", "elu", "selu", "native_dropout", "contiguous",
+    "hardsigmoid", "_prelu_kernel", "prelu", "elu", "mish", "clone", "_to_copy", "detach", "alias",
+    "lift_fresh", "native_dropout", "contiguous",
 }  # fmt: skip
 SHAPES = {
-    "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "permute", "transpose", "expand", "_reshape_alias",
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze", "permute", "transpose",
+    "expand",
 }  # fmt: skip
 OVER_CHANNELS = {"mean", "sum", "amax", "amin", "_softmax", "_log_softmax", "max", "min", "argmax"}
 POOLS = {"max_pool2d_with_indices", "max_pool2d", "avg_pool2d", "avg_pool3d", "max_pool3d_with_indices"}
@@ -56,14 +57,14 @@ FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
 PADS = {"constant_pad_nd", "reflection_pad2d", "replication_pad2d"}
 
 
-class Tracker(TorchDispatchMode):
+class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows every operator: multiply-adds and bytes to `spend`, and the reach of every tensor.
 
     What is not understood counts as depending on the whole picture, never on less than it does.
     """
 
     def __init__(self, spend: Callable[[int, int], None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.spend = spend
         # id -> tensor (kept, so that no id is used twice) and reach; None: the whole picture.
         # What is not in here does not depend on the picture.
@@ -285,14 +286,15 @@ def _keeps_maps(name: str, args: tuple[Any, ...], before: Tensor, after: Tensor)
         return [d % n for d in args[1]][-2:] == [n - 2, n - 1]
     if name == "transpose":
         return all(d % n < n - 2 for d in args[1:3])
-    dims = args[1] if len(args) > 1 else None
-    dims = [dims] if isinstance(dims, int) else dims
+    given = args[1] if len(args) > 1 else None
+    dims = [given] if isinstance(given, int) else list(given or [])
     return bool(dims) and all(d % n < n - 2 for d in dims) and before.shape[-2:] == after.shape[-2:]
 
 
 def _sliced(reach: Reach, args: tuple[Any, ...], before: Tensor) -> Reach:
-    dim, start, _, step = (*args[1:], *(0, None, None, 1)[len(args) - 1 :])
-    place = dim % before.ndim - before.ndim
+    given = [*args[1:], *[0, None, None, 1][len(args) - 1 :]]
+    start, step = given[1], int(given[3])
+    place = int(given[0]) % before.ndim - before.ndim
     if place < -2:
         return reach
     length = before.shape[place]
