@@ -321,7 +321,7 @@ def test_numbers_and_percentages() -> None:
     assert [figures.number(v) for v in (1234567, 0.123456, 12345.6, None, math.inf)] == [
         "1,234,567", "0.1235", "12,346", "–", "–",
     ]  # fmt: skip
-    assert figures.percent(0.98765) == "98.8 %"
+    assert figures.percent(0.98765) == "98.8\u00a0%"
     assert figures.percent(None) == "–"
 
 

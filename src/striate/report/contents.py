@@ -131,11 +131,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture of the inside of the network with its explanation."""
+    """Pictures of the inside of the network with their explanation; `tiles` are small and of equal size."""
 
     title: str
     note: str
     pictures: tuple[Picture, ...]
+    tiles: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from striate.report.contents import Calibration, Confusion, Curve
 WHOLE_MATRIX = 40  # up to this many classes the whole matrix is shown
 PART_OF_MATRIX = 24  # classes shown of a larger one
 PAIRS = 10
+NARROW = "\u00a0"  # the blank before a unit never ends a line
 
 
 def percent(value: float | None, digits: int = 1) -> str:
     """A proportion (0 to 1) in percent; a dash for None."""
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+    return "–" if value is None else f"{100 * value:.{digits}f}{NARROW}%"
 
 
 def number(value: float | None) -> str:
@@ -140,7 +141,7 @@ def line_chart(curve: Curve) -> Chart | None:
         unit=curve.unit,
         log=log,
         x_ticks=tuple((x(v), number(v)) for v in x.ticks(6) if v.is_integer() or x.high - x.low < 3),
-        y_ticks=tuple((1 - y(v), short(v)) for v in y.ticks(4)),
+        y_ticks=tuple((1 - y(v), short(v)) for v in y.ticks(5)),
         lines=tuple(lines),
         x_text=tuple(number(v) for v in curve.x),
         x_at=tuple(x(v) for v in curve.x),

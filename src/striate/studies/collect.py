@@ -26,6 +26,7 @@ from striate.tasks import metrics
 from striate.train.recipe import Recipe
 
 BINS = 15
+FULL_NAMES = {"top-1": "top-1 accuracy", "mAP": "mean average precision", "mIoU": "mean IoU"}
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 # Settings that are no part of the command that trains again: they change no result.
 LEFT_OUT = ("workers", "checkpoint_every", "preflight", "device")
@@ -53,7 +54,13 @@ def headline(tested: Mapping[str, Any]) -> Headline:
     interval = tested.get("intervals", {}).get(scores["main_name"])
     low_high = (float(interval[0]), float(interval[1])) if interval else None
     split = SPLIT_NAMES.get(tested["split"], tested["split"])
-    return Headline(scores["main_name"], float(scores["main"]), int(scores["n"]), split, low_high)
+    return Headline(
+        FULL_NAMES.get(scores["main_name"], scores["main_name"]),
+        float(scores["main"]),
+        int(scores["n"]),
+        split,
+        low_high,
+    )
 
 
 def summary(tested: Mapping[str, Any]) -> tuple[Fact, ...]:
@@ -63,7 +70,7 @@ def summary(tested: Mapping[str, Any]) -> tuple[Fact, ...]:
         if value is None or "error" in name.replace("calibration error", ""):
             continue
         interval = tested.get("intervals", {}).get(name)
-        note = f"95 % interval {100 * interval[0]:.1f}–{percent(interval[1])}" if interval else ""
+        note = f"95\u00a0% interval {100 * interval[0]:.1f}–{percent(interval[1])}" if interval else ""
         shown.append(Fact(name[:1].upper() + name[1:], percent(value), note))
     return tuple(shown)
 
@@ -153,7 +160,8 @@ def curves(rows: Sequence[Mapping[str, float]], main_name: str) -> tuple[Curve, 
     scored = [k for k in keys if k.startswith("val_") and k != "val_loss" and "error" not in k]
     if scored:
         key = wanted if wanted in scored else scored[0]
-        found.append(Curve(main_name or key[4:], x, line(key), "proportion", "high"))
+        title = FULL_NAMES.get(main_name, main_name or key[4:])
+        found.append(Curve(title[:1].upper() + title[1:], x, line(key), "proportion", "high"))
     if any("lr" in row for row in rows):
         found.append(Curve("Learning rate", x, {"learning rate": tuple(row.get("lr") for row in rows)}))
     return tuple(found)

@@ -163,7 +163,7 @@ class _Job:
 
     def _kept(self) -> dict[str, Any] | None:
         try:
-            kept = json.loads((self.run.path / EVALUATION).read_text("utf-8"))
+            kept: dict[str, Any] = json.loads((self.run.path / EVALUATION).read_text("utf-8"))
             fits: bool = kept["model_sha256"] == _sha256(self.run.model) and bool(kept["scores"]["main_name"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -195,7 +195,7 @@ class _Job:
         events = run.events()
         times = collect.Times.of(events)
         scores = tested["scores"] if tested else None
-        end = next((e for e in reversed(events) if e.get("event") == "end"), {})
+        end: dict[str, Any] = next((e for e in reversed(events) if e.get("event") == "end"), {})
         main = scores["main_name"] if scores else str(end.get("score_name", ""))
         source = written.get("data", {})
         recipe = written.get("recipe", {})

@@ -36,7 +36,7 @@ def readme_picture(path: str | os.PathLike[str] = "docs/img/readme.png") -> Path
     view = model.preprocess.view(decode(flower))
     answer = model.predict(flower, top=1)
     filters = visualize("filters", model)
-    maps = visualize("feature-maps", model, flower, stage=_stage(model))
+    maps = visualize("feature_maps", model, flower, stage=_stage(model))
     saliency = visualize("saliency", model, flower)
     squares = [
         (view, f"{answer.label}, {100 * answer.probability:.0f} %"),

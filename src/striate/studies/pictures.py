@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,12 +18,13 @@ from striate.model import Model
 from striate.report.contents import Confusion, Example, Gallery, Panel, Picture
 from striate.report.figures import matrix
 from striate.report.html import IMAGES, PER_CELL
+from striate.visualize.method import visualize
 
 Bytes = NDArray[np.uint8]
 THUMB, SHOT, WIDE = 88, 176, 320  # longest side in pixels: behind a cell, in a gallery, of a mask
 ON_DIAGONAL = 6  # images behind a cell of the diagonal
 MISTAKES, WORST, LOOKED_AT, MASKS = 12, 12, 6, 4
-STAGES = 4
+STAGES, FILTERS, MAPS, TILE = 4, 64, 15, 84
 
 
 def fitted(image: Bytes, side: int) -> Bytes:
@@ -72,7 +73,7 @@ def _said(value: Any, classes: Sequence[str]) -> str:
     """A class number as its name, or zeros and ones as the names of the ones."""
     if np.ndim(value) == 0:
         return str(classes[int(value)])
-    return ", ".join(str(classes[k]) for k in np.flatnonzero(np.asarray(value))) or "none"
+    return ", ".join(str(classes[int(k)]) for k in np.flatnonzero(np.asarray(value))) or "none"
 
 
 def cells(confusion: Confusion, split: Split, model: Model, scores: Mapping[str, Any]) -> Confusion:
@@ -176,53 +177,61 @@ def inside(
     model: Model, split: Split | None, scores: Mapping[str, Any] | None
 ) -> tuple[tuple[Panel, ...], Gallery | None, tuple[str, ...]]:
     """Filters, feature maps and saliency, and a line for each that is not possible for this network."""
-    from striate.visualize.method import visualize
-
     panels: list[Panel] = []
     missing: list[str] = []
-
-    def attempt(name: str, work: Callable[[], Panel | None]) -> None:
-        try:
-            made = work()
-        except StriateError as error:
-            missing.append(f"No {name}: {error}.")
-        else:
-            panels.extend([made] if made else [])
-
-    def filters() -> Panel:
-        seen = visualize("filters", model)
-        shown = picture(seen.image(), seen.title, sharp=True, side=900)
-        return Panel(seen.title, seen.note or "", (shown,))
-
-    attempt("filters", filters)
     samples = _samples(split, model, scores) if split is not None else []
-    if not samples:
-        return tuple(panels), None, tuple(missing)
-
-    def maps() -> Panel | None:
-        image, name = samples[0].image, samples[0].name
-        shown = [picture(image, name, label="the image", side=WIDE)]
-        for stage in _stages(model):
-            seen = visualize("feature-maps", model, image, stage=stage)
-            shown.append(picture(seen.image(), seen.title, label=stage, sharp=True, side=520))
-        return Panel("Feature maps", f"The strongest maps of some stages for {name}.", tuple(shown))
-
-    attempt("feature maps", maps)
-    saliency: list[Example] = []
-    for sample in samples:
+    gallery = None
+    try:
+        panels.append(_filters(model))
+    except StriateError as error:
+        missing.append(f"No filters: {error}.")
+    if samples:
         try:
-            seen = visualize("saliency", model, sample.image)
+            panels += _maps(model, samples[0])
+        except StriateError as error:
+            missing.append(f"No feature maps: {error}.")
+        try:
+            gallery = _saliency(model, samples)
         except StriateError as error:
             missing.append(f"No saliency: {error}.")
-            break
-        two = (
-            picture(sample.image, f"{sample.name}: image", label="image"),
-            picture(seen.image(), f"{sample.name}: saliency", label="saliency"),
-        )
-        saliency.append(replace(sample.example, pictures=two))
-    note = "Where a small change of a pixel would change the score of the predicted class most."
-    gallery = Gallery("Saliency", note, tuple(saliency)) if saliency else None
     return tuple(panels), gallery, tuple(missing)
+
+
+def _filters(model: Model) -> Panel:
+    seen = visualize("filters", model, count=FILTERS)
+    return Panel(f"Filters of {seen.title}", seen.note, _tiles(seen, "filter"), tiles=True)
+
+
+def _maps(model: Model, sample: _Sample) -> list[Panel]:
+    panels = []
+    for stage in _stages(model):
+        seen = visualize("feature-maps", model, sample.image, stage=stage, count=MAPS)
+        note = "" if panels else f"The strongest maps for {sample.name}, which stands first. {seen.note}"
+        panels.append(Panel(f"Feature maps of {seen.title}", note, _tiles(seen, "map"), tiles=True))
+    return panels
+
+
+def _tiles(seen: Any, what: str) -> tuple[Picture, ...]:
+    """The drawings of a visualisation as small pictures of their own."""
+    found = []
+    for number, panel in enumerate(seen.panels):
+        small = max(panel.pixels.shape[:2]) <= 32
+        alt = f"{seen.title}: {panel.caption or f'{what} {number}'}"
+        found.append(picture(panel.pixels, alt, sharp=small, side=TILE))
+    return tuple(found)
+
+
+def _saliency(model: Model, samples: Sequence[_Sample]) -> Gallery:
+    shown = []
+    for sample in samples:
+        view, heat = visualize("saliency", model, sample.image).panels[:2]
+        two = (
+            picture(view.pixels, f"{sample.name}: as the network sees it", label="image"),
+            picture(heat.pixels, f"{sample.name}: saliency", label="saliency"),
+        )
+        shown.append(replace(sample.example, pictures=two))
+    note = "Where a small change of a pixel would change the score of the predicted class most."
+    return Gallery("Saliency", note, tuple(shown))
 
 
 class _Sample:
