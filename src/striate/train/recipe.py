@@ -140,8 +140,8 @@ class Recipe:
     )
     mode: str = setting(
         "auto",
-        help="Loader: whole set in memory, or streamed; auto: by size.",
-        choices=("auto", "memory", "stream"),
+        help="Loader: whole set in memory, streamed by threads, or by processes; auto: by size.",
+        choices=("auto", "memory", "stream", "processes"),
     )
     checkpoint_every: float = setting(
         60.0, help="Seconds between checkpoints; one is also written after each epoch.", minimum=0.0

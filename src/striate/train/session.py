@@ -86,8 +86,11 @@ def _train(data: Any, start: Start, here: Place, progress: bool) -> Run:
         on_first(here, lambda: writer.open(start.written is not None, source))
         if not writer.restore() and start.asked.preflight:
             writer.note(on_first(here, lambda: preflight(setup.job, start.folder)))
-        with Stop().listening() as stop:
-            done = fit(setup.job, writer.listen, due=show.due, stop=stop)
+        try:
+            with Stop().listening() as stop:
+                done = fit(setup.job, writer.listen, due=show.due, stop=stop)
+        finally:
+            setup.close()
     if not done:
         raise Interrupted(stop.number or 15, str(start.folder))
     return writer.run

@@ -38,6 +38,12 @@ class Setup:
     preprocess: Preprocess
     job: Job
 
+    def close(self) -> None:
+        """End the loaders' processes."""
+        for loader in (self.job.train, self.job.val):
+            if loader is not None:
+                loader.close()
+
     def headline(self) -> str:
         """One line: net, numbers of images, and how it is optimised."""
         recipe, job = self.recipe, self.job
