@@ -1,0 +1,277 @@
+"""Preprocessing is part of the weights: one object for training, testing, prediction and visualisation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from striate.core import settings
+from striate.core.errors import BadImage, StriateError
+from striate.core.settings import setting
+from striate.images import geometry
+
+IGNORE = 255
+RESIZES = ("crop", "squash", "pad", "none")
+INTERPOLATIONS = ("bilinear", "bicubic", "area", "nearest")
+MAX_SIDE = 16384
+
+
+class Images(Protocol):
+    """What `Preprocess.fit` needs of a split."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int, *, at_least: int | None = None, channels: int = 3) -> NDArray[np.uint8]:
+        """Image `index` as (H, W, channels) uint8."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """From any image to what the net sees: one affine view, then x = (uint8 / 255 - mean) / std per channel.
+
+    resize: how an image becomes the view of `size`:
+        "crop":   the largest centred box of the view's aspect, its sides times `crop` (EfficientNet's
+            centre crop);
+        "squash": the whole image (its central part of `crop`), aspect not kept;
+        "pad":    the whole image, aspect kept, the rest filled with the mean colour;
+        "none":   no resampling: centred, cut or filled with the mean colour.
+    size None leaves every image as large as it is.
+    """
+
+    size: tuple[int, int] | None = setting(None, help="height and width of what the net sees, in pixels")
+    channels: int = setting(3, help="colour channels", choices=(1, 3))
+    crop: float = setting(1.0, help="fraction of the image's side that is kept", minimum=0.01, maximum=1.0)
+    resize: str = setting("crop", help="how an image becomes the view", choices=RESIZES)
+    interpolation: str = setting("bilinear", help="resampling filter", choices=INTERPOLATIONS)
+    mean: tuple[float, ...] = setting((0.5,), help="mean of each channel, 0 to 1")
+    std: tuple[float, ...] = setting((0.5,), help="standard deviation of each channel, 0 to 1")
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if isinstance(values, tuple) and len(values) == 1 and self.channels in (1, 3):
+                object.__setattr__(self, name, values * self.channels)
+        settings.check(self)
+        for name, low in (("mean", 0.0), ("std", 1e-6)):
+            values = getattr(self, name)
+            if len(values) != self.channels:
+                raise StriateError(
+                    f"{name} has {len(values)} values", allowed=f"one for each of {self.channels} channels"
+                )
+            if not all(math.isfinite(value) and low <= value <= 100 for value in values):
+                raise StriateError(
+                    f"{name} is {values!r}", allowed=f"numbers of at least {low:g}, for images of 0 to 1"
+                )
+        if self.size is not None and not all(1 <= side <= MAX_SIDE for side in self.size):
+            raise StriateError(f"size is {self.size!r}", allowed=f"two whole numbers, 1 to {MAX_SIDE}")
+        if self.crop != 1 and (self.resize in ("pad", "none") or self.size is None):
+            raise StriateError(
+                f"crop is {self.crop:g}", allowed='1 with resize "pad" or "none", or without a size'
+            )
+
+    # ------------------------------------------------------------------ geometry
+
+    def view_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the view of an image of this height and width."""
+        return (height, width) if self.size is None else self.size
+
+    def box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """The part (x0, y0, x1, y1) of an image that fills the view, in pixels; it may reach beyond."""
+        if self.size is None:
+            return 0.0, 0.0, float(width), float(height)
+        rows, columns = self.size
+        if self.resize == "crop":
+            unit = self.crop * min(height / rows, width / columns)
+            box_height, box_width = unit * rows, unit * columns
+        elif self.resize == "squash":
+            box_height, box_width = self.crop * height, self.crop * width
+        elif self.resize == "pad":
+            unit = max(height / rows, width / columns)
+            box_height, box_width = unit * rows, unit * columns
+        else:
+            # Whole pixels, so that nothing is resampled.
+            left, top = (width - columns) // 2, (height - rows) // 2
+            return float(left), float(top), float(left + columns), float(top + rows)
+        x0, y0 = (width - box_width) / 2, (height - box_height) / 2
+        return x0, y0, x0 + box_width, y0 + box_height
+
+    def matrix(self, height: int, width: int) -> NDArray[np.float64]:
+        """The 3x3 map from an image of this height and width to its view."""
+        return geometry.crop_resize(self.box(height, width), self.view_size(height, width))
+
+    def at_least(self) -> int | None:
+        """The shorter side in pixels below which an image would lose detail in the view; None = all of it."""
+        if self.size is None or self.resize == "none":
+            return None
+        return math.ceil(max(self.size) / self.crop)
+
+    @property
+    def border(self) -> str:
+        """What lies beyond the image: the mean colour where the view may reach beyond, else its edge."""
+        return "constant" if self.resize in ("pad", "none") else "edge"
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """The mean colour as uint8 values: about 0 after normalising."""
+        return tuple(min(255, max(0, round(value * 255))) for value in self.mean)
+
+    def same_pixels(self, height: int, width: int) -> bool:
+        """Whether the view of an image of this height and width is the image itself, pixel for pixel."""
+        return self.box(height, width) == (0, 0, width, height) and self.view_size(height, width) == (
+            height,
+            width,
+        )
+
+    def view(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """What the net sees of an image: (H, W, C) uint8 -> (h, w, C) uint8, in one warp.
+
+        Raises:
+            StriateError: the image has another number of channels.
+        """
+        height, width, channels = image.shape
+        if channels != self.channels:
+            raise StriateError(f"an image of {channels} channels", allowed=f"{self.channels}")
+        if self.same_pixels(height, width):
+            return image
+        size = self.view_size(height, width)
+        return geometry.warp(
+            image,
+            self.matrix(height, width),
+            size,
+            interpolation=self.interpolation,
+            border=self.border,
+            fill=self.fill,
+        )
+
+    def mask_view(self, mask: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The same geometry for a mask: (H, W) int32 -> (h, w) int32, nearest; 255 beyond the image."""
+        height, width = mask.shape
+        if self.same_pixels(height, width):
+            return mask
+        size = self.view_size(height, width)
+        border = "constant" if self.border == "constant" else "edge"
+        return geometry.warp(
+            mask, self.matrix(height, width), size, interpolation="nearest", border=border, fill=IGNORE
+        )
+
+    # ------------------------------------------------------------------ values
+
+    @cached_property
+    def _levels(self) -> tuple[Tensor, Tensor]:
+        """Mean and 1 / std in units of uint8 levels; 127 / 255 becomes 127 exactly."""
+        mean = torch.tensor([value * 255 for value in self.mean], dtype=torch.float64)
+        std = torch.tensor([value * 255 for value in self.std], dtype=torch.float64)
+        return mean.to(torch.float32), (1 / std).to(torch.float32)
+
+    def normalise(self, batch: Tensor | NDArray[np.uint8]) -> Tensor:
+        """x = (uint8 / 255 - mean) / std.
+
+        batch: (N, h, w, C), or a tensor (N, C, h, w), uint8, on any device.
+        Returns (N, C, h, w) float32 in the channels_last memory format, on the same device.
+
+        Raises:
+            StriateError: not uint8, or another number of channels.
+        """
+        values = torch.from_numpy(np.ascontiguousarray(batch)) if isinstance(batch, np.ndarray) else batch
+        if values.dtype != torch.uint8 or values.ndim != 4:
+            raise StriateError(
+                f"a batch of shape {tuple(values.shape)} and type {values.dtype}",
+                allowed="(N, h, w, C) uint8",
+            )
+        if values.shape[3] != self.channels:
+            if values.shape[1] != self.channels:
+                raise StriateError(
+                    f"a batch of shape {tuple(values.shape)}", allowed=f"{self.channels} channels"
+                )
+            values = values.permute(0, 2, 3, 1)
+        count, rows, columns, channels = values.shape
+        mean, scale = (level.to(values.device) for level in self._levels)
+        # Whole rows of pixels as one axis: the inner loop is long. Subtracting and multiplying in two
+        # steps rounds each value the same way whatever the number of threads (a fused step does not at the
+        # ends of a chunk).
+        flat = torch.empty((count * rows, columns * channels), dtype=torch.float32, device=values.device)
+        flat.copy_(values.reshape(count * rows, columns * channels))
+        flat.sub_(mean.repeat(columns)).mul_(scale.repeat(columns))
+        return flat.view(count, rows, columns, channels).permute(0, 3, 1, 2)
+
+    def invert(self, batch: Tensor) -> NDArray[np.uint8]:
+        """The images behind a normalised batch: (N, C, h, w) float -> (N, h, w, C) uint8, rounded and cut."""
+        mean, scale = self._levels
+        values = batch.detach().to("cpu", torch.float32).permute(0, 2, 3, 1)
+        levels = (values / scale + mean).round_().clamp_(0, 255)
+        return np.ascontiguousarray(levels.to(torch.uint8).numpy())
+
+    # ------------------------------------------------------------------ making and storing
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` takes them back."""
+        return settings.to_dict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
+        """The preprocessing that `to_dict` wrote.
+
+        Raises:
+            StriateError: not a mapping, an unknown or missing key, or a value that is not allowed.
+        """
+        if not isinstance(values, Mapping):
+            raise StriateError(f"preprocessing is {values!r}", allowed="a mapping of settings")
+        return settings.from_dict(cls, values)
+
+    @classmethod
+    def fit(
+        cls,
+        split: Images,
+        size: int | tuple[int, int] | None,
+        *,
+        channels: int = 3,
+        limit: int = 2000,
+        **how: Any,
+    ) -> Preprocess:
+        """Preprocessing with the mean and standard deviation of a training split's views, per channel.
+
+        At most `limit` images, evenly spaced, are read, unless the split holds its pixels in memory already;
+        unreadable ones are passed over. Further keywords are fields of Preprocess.
+
+        Raises:
+            StriateError: no image can be read, or a setting is not allowed.
+        """
+        shape = (size, size) if isinstance(size, int) else size
+        draft = cls(size=shape, channels=channels, **how)
+        counts = np.zeros((channels, 256), dtype=np.int64)
+        pictures = getattr(split, "pictures", None)
+        if pictures is not None and pictures.shape[3] == channels and draft.same_pixels(*pictures.shape[1:3]):
+            for start in range(0, len(pictures), 4096):
+                counts += _histogram(pictures[start : start + 4096], channels)
+        else:
+            for index in np.unique(np.linspace(0, len(split) - 1, min(limit, len(split))).astype(np.int64)):
+                try:
+                    image = split.image(int(index), at_least=draft.at_least(), channels=channels)
+                except BadImage:
+                    continue
+                counts += _histogram(draft.view(image), channels)
+        if not counts.any():
+            raise StriateError(
+                "no readable image to compute the mean colour from", hint="check it with 'striate data check'"
+            )
+        levels, weights = np.arange(256) / 255, counts / counts.sum(axis=1, keepdims=True)
+        mean = weights @ levels
+        std = np.sqrt((weights * (levels - mean[:, None]) ** 2).sum(axis=1))
+        # One grey level is the least that a picture can vary; a constant channel must not divide by 0.
+        std = np.maximum(std, 1 / 255)
+        rounded = [tuple(round(float(x), 6) for x in values) for values in (mean, std)]
+        return dataclasses.replace(draft, mean=rounded[0], std=rounded[1])
+
+
+def _histogram(images: NDArray[np.uint8], channels: int) -> NDArray[np.int64]:
+    flat = images.reshape(-1, channels)
+    return np.stack([np.bincount(flat[:, c], minlength=256) for c in range(channels)])

@@ -1,0 +1,121 @@
+"""Reading one sample: decode, augment, view; and what takes the place of an image that cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from striate.core.errors import BadImage, StriateError
+from striate.data import philox
+from striate.data.augment import Pipeline
+from striate.data.preprocess import Preprocess
+from striate.data.samples import Split
+
+Bytes = NDArray[np.uint8]
+Integers = NDArray[np.int64]
+LEFT_OUT = -1
+
+
+@dataclass
+class Part:
+    """A few neighbouring samples of a batch, as a worker hands them over.
+
+    numbers: the sample numbers really read, LEFT_OUT where an image is left out; views and masks: the
+    arrays, unless the worker wrote them in place; bad: number -> reason.
+    """
+
+    numbers: Integers
+    views: list[Bytes | None] = field(default_factory=list)
+    masks: list[NDArray[np.int32] | None] = field(default_factory=list)
+    bad: dict[int, str] = field(default_factory=dict)
+
+
+class Reader:
+    """Reads the samples of one split; no thread, lock or open file: it can be sent to a process.
+
+    In training an unreadable image is replaced by the next readable one in the epoch's order; in testing
+    it is left out. Neither depends on which worker met it, or when.
+    """
+
+    def __init__(
+        self, split: Split, preprocess: Preprocess, pipeline: Pipeline, seed: int, train: bool
+    ) -> None:
+        self.split, self.preprocess, self.pipeline = split, preprocess, pipeline
+        self.seed, self.train = seed, train
+        self.has_masks = split.targets is None and split.masks is not None
+        self.bad: dict[int, str] = {}
+        self._order: tuple[int, Integers] = (-1, np.arange(len(split)))
+
+    def order(self, epoch: int) -> Integers:
+        """The sample numbers in the order of this epoch: random in training, the data's own in testing."""
+        if not self.train:
+            return self._order[1]
+        if self._order[0] != epoch:
+            self._order = (epoch, philox.permutation(self.seed, epoch, len(self.split)))
+        return self._order[1]
+
+    def draw(self, epoch: int, numbers: Integers) -> NDArray[np.float64]:
+        """The random numbers (N, draws) of these samples in this epoch."""
+        return self.pipeline.draw(self.seed, epoch, numbers)
+
+    def candidates(self, epoch: int, position: int) -> Iterator[int]:
+        """The sample at this place of the epoch, and in training those that could stand in for it.
+
+        Raises:
+            StriateError: in training, when all are used up.
+        """
+        order = self.order(epoch)
+        for step in range(len(order) if self.train else 1):
+            number = int(order[(position + step) % len(order)])
+            if number not in self.bad:
+                yield number
+        if self.train:
+            raise StriateError(
+                f"none of the {len(order)} images of split {self.split.name!r} can be read",
+                hint="see 'striate data check'",
+            )
+
+    def sample(self, number: int, u: NDArray[np.float64]) -> tuple[Bytes, NDArray[np.int32] | None]:
+        """View and mask (None without masks) of one sample; raises BadImage."""
+        preprocess, pipeline = self.preprocess, self.pipeline
+        image = self.split.image(
+            number, at_least=pipeline.at_least(u, preprocess), channels=preprocess.channels
+        )
+        mask = self.split.mask(number) if self.has_masks else None
+        view = pipeline.view(image, u, preprocess)
+        if mask is not None:
+            height, width = image.shape[:2]
+            mask = pipeline.mask_view(mask, u, preprocess, (height, width))
+        return view, mask
+
+    def read(
+        self,
+        epoch: int,
+        position: int,
+        u: NDArray[np.float64],
+        views: Bytes | None = None,
+        masks: NDArray[np.int32] | None = None,
+    ) -> Part:
+        """The samples from `position` on, one for each row of `u`; put into `views` and `masks` if given."""
+        part = Part(np.full(len(u), LEFT_OUT, dtype=np.int64))
+        for i in range(len(u)):
+            view = mask = None
+            for number in self.candidates(epoch, position + i):
+                try:
+                    view, mask = self.sample(number, u[i])
+                except BadImage as error:
+                    part.bad[number] = self.bad[number] = str(error)
+                    continue
+                part.numbers[i] = number
+                break
+            if views is None:
+                part.views.append(view)
+                part.masks.append(mask)
+            elif view is not None:
+                views[i] = view
+                if masks is not None and mask is not None:
+                    masks[i] = mask
+        return part

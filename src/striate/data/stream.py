@@ -1,0 +1,236 @@
+"""Streaming: workers decode ahead, in order and within bounds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from striate.core.errors import StriateError
+from striate.data.reader import LEFT_OUT, Bytes, Integers, Part, Reader
+
+T = TypeVar("T")
+R = TypeVar("R")
+CHUNK = 4
+"""Samples a worker takes at a time: few, so that the first batch comes soon; not one, to spare hand-overs."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """The positions [begin, end) of an epoch's order: one process's part of one batch."""
+
+    epoch: int
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """A batch as uint8 views (N, h, w, C), masks (N, h, w) or None, and sample numbers (N,)."""
+
+    views: Bytes
+    masks: NDArray[np.int32] | None
+    numbers: Integers
+
+
+def ordered(
+    work: Callable[[T], Callable[[], R]], tasks: Iterator[T], window: int
+) -> Generator[R, None, None]:
+    """The results of `work` in the order of the tasks, at most `window` of them under way or waiting.
+
+    work: starts a task and returns what waits for its result. An error comes up at the task's own place.
+    """
+    waiting: deque[Callable[[], R]] = deque()
+    for task in tasks:
+        waiting.append(work(task))
+        if len(waiting) >= window:
+            yield waiting.popleft()()
+    while waiting:
+        yield waiting.popleft()()
+
+
+class Workers:
+    """Threads or processes that call functions; used in a `with` block, at whose end no task is left.
+
+    Processes are kept from one block to the next, until `close`. Without workers, calls run where they are
+    made.
+    """
+
+    def __init__(self, count: int, reader: Reader | None = None) -> None:
+        self.count = count
+        self._reader = reader
+        self._processes: ProcessPoolExecutor | None = None
+        self._executor: Executor | None = None
+        self._futures: deque[Future[Any]] = deque()
+
+    def __enter__(self) -> Workers:
+        if self.count and self._reader is not None:
+            if self._processes is None:
+                # A forked child would inherit locked locks of the threads of PyTorch and OpenCV.
+                self._processes = ProcessPoolExecutor(
+                    self.count,
+                    multiprocessing.get_context("spawn"),
+                    initializer=_install,
+                    initargs=(self._reader,),
+                )
+            self._executor = self._processes
+        elif self.count:
+            self._executor = ThreadPoolExecutor(self.count, thread_name_prefix="striate-loader")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for future in self._futures:
+            future.cancel()
+        self._futures.clear()
+        if isinstance(self._executor, ThreadPoolExecutor):
+            self._executor.shutdown(wait=True, cancel_futures=True)
+        self._executor = None
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._processes is not None:
+            self._processes.shutdown(wait=True, cancel_futures=True)
+            self._processes = None
+
+    def call(self, function: Callable[..., R], *args: Any) -> Callable[[], R]:
+        """Start function(*args); the result waits for it, and raises what it raised.
+
+        Raises:
+            StriateError: a process has died (most often for want of memory).
+        """
+        if self._executor is None:
+            return lambda: function(*args)
+        while self._futures and self._futures[0].done():
+            self._futures.popleft()
+        try:
+            future = self._executor.submit(function, *args)
+        except BrokenProcessPool as error:
+            raise self._broken() from error
+        self._futures.append(future)
+        return lambda: self._result(future)
+
+    def _result(self, future: Future[R]) -> R:
+        try:
+            return future.result()
+        except BrokenProcessPool as error:
+            raise self._broken() from error
+
+    def _broken(self) -> StriateError:
+        self._processes = None
+        return StriateError(
+            "a loader process has died", hint="give fewer --workers, or leave out the mode 'processes'"
+        )
+
+
+_installed: list[Reader] = []
+
+
+def _install(reader: Reader) -> None:
+    """In a fresh loader process: keep the reader; Ctrl-C is the parent's to handle."""
+    import cv2
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+    _installed.append(reader)
+
+
+def _read_installed(epoch: int, position: int, u: NDArray[np.float64]) -> Part:
+    return _installed[-1].read(epoch, position, u)
+
+
+class Stream:
+    """Batches decoded as they are needed, `prefetch` of them ahead."""
+
+    def __init__(self, reader: Reader, workers: int, prefetch: int, processes: bool = False) -> None:
+        self.reader, self.prefetch = reader, prefetch
+        self.processes = processes and workers > 0
+        self.workers = Workers(workers, reader if self.processes else None)
+        self._spare: deque[Bytes] = deque(maxlen=prefetch + 2)
+
+    def close(self) -> None:
+        """End the processes, if there are any."""
+        self.workers.close()
+
+    def batches(self, spans: Iterator[Span]) -> Generator[Gathered, None, None]:
+        """One batch for each span, in order.
+
+        A batch's views are overwritten once the next one is asked for.
+
+        Raises:
+            StriateError: no image can be read, or views of different sizes without a size to bring them to.
+        """
+        with self.workers:
+            for slot, parts in ordered(self._start, spans, self.prefetch + 1):
+                found = [part() for part in parts]
+                for part in found:
+                    self.reader.bad.update(part.bad)
+                yield self._gather(slot, found)
+                if slot is not None:
+                    self._spare.append(slot[0])
+
+    def _start(self, span: Span) -> Callable[[], tuple[Any, list[Callable[[], Part]]]]:
+        reader, count = self.reader, span.end - span.begin
+        u = reader.draw(span.epoch, reader.order(span.epoch)[span.begin : span.end])
+        slot = None if self.processes else self._slot(count)
+        parts = []
+        for low in range(0, count, CHUNK):
+            high = min(low + CHUNK, count)
+            args = (span.epoch, span.begin + low, u[low:high])
+            if self.processes:
+                parts.append(self.workers.call(_read_installed, *args))
+            elif slot is None:
+                parts.append(self.workers.call(reader.read, *args))
+            else:
+                views, masks = slot
+                parts.append(
+                    self.workers.call(
+                        reader.read, *args, views[low:high], None if masks is None else masks[low:high]
+                    )
+                )
+        return lambda: (slot, parts)
+
+    def _slot(self, count: int) -> tuple[Bytes, NDArray[np.int32] | None] | None:
+        """Room for a batch; None when the size of the views is not known beforehand."""
+        preprocess = self.reader.preprocess
+        if preprocess.size is None:
+            return None
+        shape = (count, *preprocess.size, preprocess.channels)
+        # Memory that was touched before is written faster than fresh pages.
+        spare = self._spare.popleft() if self._spare else None
+        views = spare if spare is not None and spare.shape == shape else np.empty(shape, dtype=np.uint8)
+        return views, np.empty(shape[:3], dtype=np.int32) if self.reader.has_masks else None
+
+    def _gather(self, slot: tuple[Bytes, NDArray[np.int32] | None] | None, parts: list[Part]) -> Gathered:
+        numbers = np.concatenate([part.numbers for part in parts])
+        kept = numbers != LEFT_OUT
+        if slot is not None:
+            views, masks = slot
+            if kept.all():
+                return Gathered(views, masks, numbers)
+            return Gathered(views[kept], None if masks is None else masks[kept], numbers[kept])
+        shown = [view for part in parts for view in part.views if view is not None]
+        covers = [mask for part in parts for mask in part.masks if mask is not None]
+        return Gathered(stacked(shown), stacked(covers) if covers else None, numbers[kept])
+
+
+def stacked(arrays: list[NDArray[Any]]) -> NDArray[Any]:
+    """Arrays of one shape as one array.
+
+    Raises:
+        StriateError: they have different shapes.
+    """
+    if not arrays:
+        return np.empty((0, 1, 1, 1), dtype=np.uint8)
+    shapes = {array.shape[:2] for array in arrays}
+    if len(shapes) > 1:
+        sizes = " and ".join(f"{h} x {w}" for h, w in sorted(shapes)[:2])
+        raise StriateError(f"images of {sizes} cannot share a batch", hint="give a size, or a batch of 1")
+    return np.stack(arrays)
