@@ -313,6 +313,8 @@ def _tiff(data: bytes) -> Declared:
         raise Malformed("the TIFF does not say its width and height")
     width, height, orientation = known[WIDTH], known[HEIGHT], known.get(ORIENTATION, 1)
     samples, bits = known.get(SAMPLES, 1), known.get(BITS, 1)
+    if samples > 16 or bits > 64:
+        raise Malformed(f"a TIFF of {samples} samples of {bits} bits is not supported")
     grey = known.get(PHOTOMETRIC, 0) in (0, 1)
     size = 20 if big else 12
 

@@ -235,7 +235,7 @@ _HINT = "replace the file or remove it from the data"
 
 
 def _refused(name: str, info: Declared, error: Exception) -> BadImage:
-    reason = str(error) if isinstance(error, (ValueError, OSError, Malformed)) else type(error).__name__
+    reason = str(error) if isinstance(error, (ValueError, OSError, SyntaxError)) else type(error).__name__
     return BadImage(f"cannot decode {name} as {info.format} ({reason or type(error).__name__})", hint=_HINT)
 
 

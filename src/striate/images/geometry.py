@@ -219,7 +219,7 @@ def _pillow_bicubic(
     part = image[top : math.ceil(box[3]) + reach_y, left : math.ceil(box[2]) + reach_x]
     picture = Image.fromarray(np.ascontiguousarray(part[..., 0] if part.shape[2:] == (1,) else part))
     inside = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
-    return np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC, box=inside))
+    return np.array(picture.resize(size[::-1], Image.Resampling.BICUBIC, box=inside))
 
 
 def _resized(part: npt.NDArray[Any], size: tuple[int, int], interpolation: str) -> npt.NDArray[Any]:
