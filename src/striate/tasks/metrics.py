@@ -33,7 +33,8 @@ def wilson(correct: float, n: int, z: float = 1.96) -> tuple[float, float] | Non
     centre = p + z * z / (2 * n)
     spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    # Rounding must not push a bound past the proportion itself.
+    return max(0.0, min(p, (centre - spread) / scale)), min(1.0, max(p, (centre + spread) / scale))
 
 
 def ece(confidence: Any, correct: Any, bins: int = 15) -> float | None:
