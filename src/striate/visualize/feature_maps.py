@@ -122,10 +122,11 @@ def _with_maps(model: Model) -> list[str]:
 
 
 def _first_with_maps(model: Model) -> str:
-    names = _with_maps(model)
+    # A net that geometry cannot follow is asked for its first stage: running it tells what it gives.
+    names = _with_maps(model) or list(getattr(model.net, "stage_names", ()))
     if not names:
-        raise StriateError("the net has no stage that gives maps", hint="name one with 'stage'")
-    return names[0]
+        raise StriateError("the net does not name its stages", hint="name one of its modules with 'stage'")
+    return str(names[0])
 
 
 def _title(model: Model, stage: str, view: Pixels, shape: Sequence[int], total: int) -> str:

@@ -26,13 +26,14 @@ def figure(picture: Picture) -> Figure:
     rows = -(-len(picture.panels) // columns)
     tall = max(panel.pixels.shape[0] for panel in picture.panels)
     wide = max(panel.pixels.shape[1] for panel in picture.panels)
-    cell = min(LARGEST, max(SMALLEST, WIDE / columns))
+    # Few pixels need little room: filters of 5 x 5 are not blown up to the width of a photograph.
+    cell = min(LARGEST, max(SMALLEST, WIDE / columns), 0.6 + 0.08 * max(tall, wide))
     captioned = any(panel.caption for panel in picture.panels)
     height = cell * tall / wide + (LINE * 1.15 if captioned else 0.0)
     gap = 0.04 * cell + 0.02
     width = max(columns * (cell + gap), 5.0)
-    note = textwrap.wrap(picture.note, int(width * 19))
-    title = textwrap.wrap(picture.title, int(width * 12.5))
+    note = textwrap.wrap(picture.note, int(width * 15.5))
+    title = textwrap.wrap(picture.title, int(width * 11))
     top, bottom = 0.15 + 0.21 * len(title), 0.12 + LINE * len(note)
     total = top + rows * (height + gap) + bottom
     made = Figure(figsize=(width, total), dpi=DPI, facecolor="white")

@@ -1,0 +1,131 @@
+"""What every test protocol must hold, whichever file it comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from little_models import CLASSES, conv_model, found, pictures
+from striate.core.errors import StriateError
+from striate.data.samples import Dataset, Split
+from striate.evaluate.evaluate import evaluate
+from striate.evaluate.protocols import MODIFIERS, PROTOCOLS, Protocol, parse_protocol
+from striate.evaluate.runner import Runner
+
+NAMES = PROTOCOLS.names()
+
+
+def forms() -> list[str]:
+    """Each protocol plain, and with each ending that it takes."""
+    found = []
+    for name in NAMES:
+        kind = PROTOCOLS.get(name)
+        flips = ["", "+flip"] if kind.takes_flip else [""]
+        sizes = ["", "@8", "@8,12"] if kind.takes_scales else [""]
+        found += [f"{name}{flip}{size}" for flip in flips for size in sizes]
+    return found
+
+
+FORMS = forms()
+
+
+def little_set(images: list[np.ndarray], task: str = "classification") -> Dataset:
+    count, (height, width) = len(images), images[0].shape[:2]
+    draws = np.random.default_rng(1)
+    targets = {
+        "classification": draws.integers(0, 3, count),
+        "multi-label": draws.integers(0, 2, (count, 3)),
+        "segmentation": None,
+    }[task]
+    masks = draws.integers(0, 3, (count, height, width)) if task == "segmentation" else None
+    split = Split.from_arrays("test", np.stack(images), targets, masks=masks)
+    return Dataset("little", task, CLASSES, [split])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_written_form_parses_and_prints_back(form: str) -> None:
+    protocol = parse_protocol(form)
+    assert str(protocol) == form
+    assert parse_protocol(str(protocol)) == protocol
+    assert parse_protocol(f"  {form.upper().replace('+', ' + ')} ") == protocol
+    assert parse_protocol(protocol) is protocol
+    assert hash(protocol) == hash(parse_protocol(form))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_registered_under_its_own_name_with_help(name: str) -> None:
+    kind = PROTOCOLS.get(name)
+    assert kind.name == name
+    assert name not in MODIFIERS
+    assert issubclass(kind, Protocol)
+    assert PROTOCOLS.entry(name).summary
+    assert all(field.metadata["help"] for field in dataclasses.fields(kind))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+def test_posteriors_sum_to_one(form: str, task: str) -> None:
+    model = conv_model(task)
+    runner = Runner(parse_protocol(form), model, batch=3)
+    samples = [runner.views(image) for image in pictures(5, 12, 10)]
+    done = []
+    for places, outputs in runner.outputs(samples):
+        done += places
+        assert len(outputs) == len(places)
+        assert outputs.dtype == torch.float32
+        posterior = model.task.posterior(outputs)
+        assert bool((posterior >= 0).all())
+        torch.testing.assert_close(posterior.sum(1), torch.ones_like(posterior.sum(1)))
+    assert sorted(done) == list(range(5))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("task", ["classification", "multi-label", "segmentation"])
+def test_cost_is_reported_and_the_net_left_as_found(form: str, task: str) -> None:
+    model = conv_model(task)
+    model.net.train()
+    before = found(model.net)
+    result = evaluate(model, little_set(pictures(6), task), protocol=form, batch=4)
+    assert found(model.net) == before
+    assert result.protocol == form
+    assert result.n == result.scores.n == 6
+    assert result.views >= 1
+    assert result.multiply_adds is not None
+    assert result.multiply_adds > 0
+    assert result.images_per_second > 0
+    assert result.network_images_per_second >= result.images_per_second
+    text = "\n".join(result.lines())
+    assert "multiply-adds" in text
+    assert form in text
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_batch_size_does_not_change_the_answer(form: str) -> None:
+    model, data = conv_model(), little_set(pictures(7))
+    one, many = (evaluate(model, data, protocol=form, batch=batch).scores for batch in (1, 64))
+    np.testing.assert_array_equal(one.predicted, many.predicted)
+    np.testing.assert_allclose(one.sample_score, many.sample_score, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "wrong",
+    ["{}+flop", "{}+flip+flip", "{}@", "{}@big", "{}@0", "{}@8,8", "{}(nonsense=1)", "{}(", "{}++{}", "+{}"],
+)
+def test_wrong_text_is_one_line_with_what_is_allowed(name: str, wrong: str) -> None:
+    with pytest.raises(StriateError) as told:
+        parse_protocol(wrong.format(name, name))
+    assert "\n" not in str(told.value)
+    assert told.value.allowed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_endings_that_a_protocol_does_not_take_are_refused(name: str) -> None:
+    kind = PROTOCOLS.get(name)
+    for ending, taken in (("+flip", kind.takes_flip), ("@8", kind.takes_scales)):
+        if not taken:
+            with pytest.raises(StriateError, match="takes no"):
+                parse_protocol(name + ending)
