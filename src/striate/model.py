@@ -24,6 +24,8 @@ from striate.core.runs import MODEL
 from striate.data.preprocess import Preprocess
 from striate.images.decode import header as image_header
 from striate.images.decode import to_image
+from striate.nets import weights
+from striate.tasks.classification import Classification
 from striate.tasks.task import Task
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -267,14 +269,11 @@ class Model:
                 )
         if path.is_file():
             return _from_file(cls, path, net).to(device)
-        # Few loads need the cards.
-        from striate.nets import weights
-
         if isinstance(source, str) and source in weights.CARDS:
             return _published(cls, source).to(device)
-        raise unknown(
-            "model", source, weights.CARDS.names(), hint="or give a run folder or a .safetensors file"
-        )
+        if path.suffix or len(path.parts) > 1:
+            raise StriateError(f"there is no file or folder {str(source)!r}", hint="check the path")
+        raise unknown("model", source, weights.CARDS, hint="or give a run folder or a .safetensors file")
 
 
 def load(source: str | os.PathLike[str], *, device: str = "cpu", net: nn.Module | None = None) -> Model:
@@ -328,21 +327,12 @@ def _from_file(kind: type[Model], path: Path, net: nn.Module | None) -> Model:
 
 def _published(kind: type[Model], name: str) -> Model:
     """The model of a published weight card."""
-    from striate.nets import weights
-    from striate.nets.net import create_net
-    from striate.tasks.classification import Classification
-
     card = weights.published(name)
-    with torch.random.fork_rng(devices=[]):
-        net = create_net(card.net, len(card.classes))
-    path = weights.locate(card)
-    weights.load_into(net, weights.load_state(path), where=str(path))
     facts = {
-        key: plain(getattr(card, key))
-        for key in ("name", "origin", "licence", "scores")
-        if hasattr(card, key)
+        key: plain(getattr(card, key)) for key in ("name", "data", "scores", "licence", "origin", "sha256")
     }
-    return kind(net.eval(), Classification(card.classes), Preprocess.from_dict(card.preprocess), facts)
+    task = Classification(card.classes)
+    return kind(weights.restore(card), task, Preprocess.from_dict(card.preprocess), facts)
 
 
 def _single(images: Any) -> bool:

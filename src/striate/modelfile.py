@@ -181,7 +181,7 @@ def net_facts(net: nn.Module) -> dict[str, Any]:
         "name": getattr(net, "name", None),
         "options": plain(dict(getattr(net, "options", {}) or {})),
         "in_channels": getattr(net, "in_channels", None),
-        "size": plain(getattr(net, "size", None)),
+        "size": plain(getattr(net, "input_size", None)),
         "classes": getattr(net, "classes", None),
     }
 
