@@ -133,6 +133,7 @@ def to_image(value: Any, channels: int = 3, at_least: int | None = None) -> Byte
     """Any form of an image to uint8 (H, W, channels): path, file bytes, array or PIL image.
 
     Arrays are uint8 or uint16 of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), the fourth being opacity.
+    The answer may share its memory with the array given.
 
     Raises:
         BadImage: another type, shape or kind of number, or a file that `decode` refuses.

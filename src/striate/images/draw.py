@@ -164,19 +164,10 @@ def encode_png(image: Bytes) -> bytes:
 
 def encode_jpeg(image: Bytes, quality: int = 85) -> bytes:
     """uint8 (H, W), (H, W, 1) or (H, W, 3) as the bytes of a JPEG file of `quality` 1 to 100."""
-    grey = image.ndim == 2 or image.shape[2] == 1
-    picture = np.ascontiguousarray(rgb(image)[..., :1] if grey else rgb(image))
-    colours = "GRAY" if grey else "RGB"
-    return bytes(
-        simplejpeg.encode_jpeg(
-            picture, quality=quality, colorspace=colours, colorsubsampling=colours_of(grey)
-        )
-    )
-
-
-def colours_of(grey: bool) -> str:
-    """The chroma subsampling that `encode_jpeg` writes."""
-    return "Gray" if grey else "420"
+    if image.ndim == 2 or image.shape[2] == 1:
+        grey = np.ascontiguousarray(rgb(image)[..., :1])
+        return bytes(simplejpeg.encode_jpeg(grey, quality, colorspace="GRAY", colorsubsampling="Gray"))
+    return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(rgb(image)), quality, colorsubsampling="420"))
 
 
 def save(path: str | os.PathLike[str], image: Bytes) -> Path:
