@@ -308,7 +308,7 @@ def _header(path: Path, text: str) -> dict[str, Any]:
     version = header.get("format")
     if version != FORMAT or type(version) is not int:
         raise BadModelFile(
-            f"{str(path)!r} is of model format {str(version)[:20]!r}",
+            f"{str(path)!r} is of model format {repr(version)[:20]}",
             allowed=str(FORMAT),
             hint="update Striate if the format is newer, or save the model again with this version",
         )

@@ -15,14 +15,14 @@ from torch.nn import functional
 
 from striate.core.errors import StriateError
 from striate.core.results import Result
+from striate.nets.net import Net, create_net
 from striate.tasks import metrics
 from striate.tasks.scores import THRESHOLD, ClassificationScorer, MultiLabelScorer, check_logits
-from striate.tasks.task import TASKS, Scorer, Task, balanced_weights, must_be_finite, side
+from striate.tasks.task import TASKS, Scorer, Task, balanced_weights, family_options, must_be_finite
 
 if TYPE_CHECKING:
     from striate.data.preprocess import Preprocess
     from striate.data.samples import Dataset
-    from striate.nets.net import Net
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,7 @@ class _Classifier(Task):
         self, net: str, *, in_channels: int, size: Any = None, options: Mapping[str, Any] | None = None
     ) -> Net:
         """The named net with one output a class; raises as `create_net` does."""
-        from striate.nets.net import create_net
-
-        return create_net(net, len(self.classes), in_channels, size=side(size), **dict(options or {}))
+        return create_net(net, len(self.classes), in_channels, size=size, **family_options(options))
 
     def _top(self, outputs: Tensor, top: int) -> tuple[list[Top], Tensor]:
         """The k best classes of each image, and all probabilities, on the CPU."""

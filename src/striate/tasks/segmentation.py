@@ -24,6 +24,7 @@ from striate.tasks.task import (
     State,
     Task,
     balanced_weights,
+    family_options,
     must_be_finite,
 )
 from striate.tasks.upsampling import pixel_net
@@ -116,7 +117,7 @@ class Segmentation(Task):
         self, net: str, *, in_channels: int, size: Any = None, options: Mapping[str, Any] | None = None
     ) -> Net:
         """The convolutional stages of the named net with an upsampling head; raises as `pixel_net` does."""
-        return pixel_net(net, len(self.classes), in_channels, size=size, **dict(options or {}))
+        return pixel_net(net, len(self.classes), in_channels, size=size, **family_options(options))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy, mean over all pixels that count; with class weights w, Σ w_y loss / Σ w_y.

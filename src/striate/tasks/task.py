@@ -249,11 +249,13 @@ def balanced_weights(counts: Any) -> NDArray[np.float32]:
     return np.asarray(weights, np.float32)
 
 
-def side(size: Any) -> int | None:
-    """The shorter side of `size`: a number, (height, width), or None for any size."""
-    if size is None:
-        return None
-    return int(size) if isinstance(size, int) else int(min(size))
+def family_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The options of a net's family, without those that the data decide."""
+    given = dict(options or {})
+    for key in ("name", "classes", "in_channels", "size"):
+        if key in given:
+            raise StriateError(f"{key!r} is no option of a net", hint="it follows from the data and settings")
+    return given
 
 
 def must_be_finite(outputs_are_finite: bool) -> None:
