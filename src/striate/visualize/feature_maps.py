@@ -139,11 +139,5 @@ def _title(model: Model, stage: str, view: Pixels, shape: Sequence[int], total: 
         return title
     for info in infos:
         if info.name == stage and info.spatial:
-            return f"{title}, stride {_pair(info.stride)}, receptive field {_pair(info.receptive_field)}"
+            return f"{title}, stride {info.stride}, receptive field {info.receptive_field}"
     return title
-
-
-def _pair(value: Any) -> str:
-    if isinstance(value, (tuple, list)):
-        return f"{value[0]:g}" if len(set(value)) == 1 else " x ".join(f"{v:g}" for v in value)
-    return f"{value:g}"

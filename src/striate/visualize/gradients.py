@@ -46,6 +46,9 @@ class Saliency(Method):
 
     target: int | str | None = setting(None, help="class by name or number; nothing takes the predicted one")
     signed: bool = setting(False, help="keep the sign: red raises the score, blue lowers it")
+    clip: float = setting(
+        99.0, help="per cent of the pixels drawn below full strength", minimum=50, maximum=100
+    )
 
     def draw(self, model: Model, views: Sequence[Pixels]) -> Picture:
         """The picture; raises StriateError for an unknown class, or a score without a gradient."""
@@ -58,7 +61,7 @@ class Saliency(Method):
             targets.append(target)
             gradients.append(gradient)
             maps.append(values)
-            heat = draw.heatmap(values, signed=self.signed, low=0.0, high=_top(values))
+            heat = draw.heatmap(values, signed=self.signed, low=0.0, high=_top(values, self.clip))
             panels += [Panel(view, model.classes[target]), Panel(heat, f"score {score:.3g}")]
         across = len(views) if len(views) <= 3 else 4
         return Picture(
@@ -78,10 +81,12 @@ class Saliency(Method):
 
     def _note(self, model: Model, maps: list[NDArray[np.float32]]) -> str:
         where = " summed over the pixels given to it" if model.task.dense else ""
+        full = "largest" if self.clip == 100 else f"strongest {100 - self.clip:g} % of its pixels"
         how = (
-            "Per pixel the channel of largest |gradient|: red raises the score, blue lowers it."
+            f"Per pixel the channel of largest |gradient|: red raises the score, blue lowers it, full colour "
+            f"is the image's {full}."
             if self.signed
-            else "Per pixel the largest |gradient| over the channels: dark is 0, bright the image's largest."
+            else f"Per pixel the largest |gradient| over the channels: dark is 0, bright the image's {full}."
         )
         whose = "" if self.target is not None else " The class is the predicted one."
         flat = sum(not values.any() for values in maps)
@@ -140,6 +145,6 @@ def _score(outputs: Tensor, target: int | None, classes: Sequence[str]) -> tuple
     return number, outputs[number][own == number].sum()
 
 
-def _top(values: NDArray[np.float32]) -> float:
-    largest = float(np.abs(values).max(initial=0))
-    return largest if largest > 0 else 1.0
+def _top(values: NDArray[np.float32], clip: float) -> float:
+    """The absolute value drawn at full strength: few pixels stand out so far that all else would be dark."""
+    return float(np.percentile(np.abs(values), clip)) or float(np.abs(values).max()) or 1.0
