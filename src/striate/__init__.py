@@ -38,4 +38,4 @@ def __dir__() -> list[str]:
     return sorted([*_PUBLIC, "__version__"])
 
 
-__all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_PUBLIC)]

@@ -45,7 +45,7 @@ def parse(
         raise StriateError(
             f"cannot read the arguments of '{program}'", hint=f"see '{program} --help'"
         ) from stop
-    except (Exception,) as error:
+    except Exception as error:
         # jsonargparse raises its own kinds and argparse's; all of them speak of the user's input.
         raise _mistake(program, str(error), flags) from error
     values = found.as_dict()

@@ -16,9 +16,7 @@ class StriateError(Exception):
         self, given: str, *, allowed: str | Iterable[str] | None = None, hint: str | None = None
     ) -> None:
         self.given = given
-        self.allowed = (
-            allowed if isinstance(allowed, str) or allowed is None else ", ".join(allowed)
-        )
+        self.allowed = allowed if isinstance(allowed, str) or allowed is None else ", ".join(allowed)
         self.hint = hint
         parts = [given.rstrip(".")]
         if self.allowed:
@@ -29,7 +27,7 @@ class StriateError(Exception):
 
 
 class BadImage(StriateError):
-    """An image file that cannot be decoded, or is refused by the limits; listed and counted by the loaders."""
+    """An image that cannot be decoded, or is refused by the limits; listed and counted by the loaders."""
 
 
 class BadModelFile(StriateError):
@@ -51,15 +49,11 @@ def near(name: str, options: Iterable[str], count: int = 3) -> list[str]:
     return [by_plain[key] for key in (found + begins)[:count]]
 
 
-def unknown(
-    kind: str, name: object, options: Iterable[str], hint: str | None = None
-) -> StriateError:
+def unknown(kind: str, name: object, options: Iterable[str], hint: str | None = None) -> StriateError:
     """The error for a name that is not in a list: near matches, then the list (at most 40 of it)."""
     names = sorted(options)
     close = near(str(name), names)
     shown = names if len(names) <= 40 else [*names[:40], f"and {len(names) - 40} more"]
     guess = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else None
     text = " ".join(part for part in (guess, hint) if part)
-    return StriateError(
-        f"unknown {kind} {str(name)!r}", allowed=shown or "(none)", hint=text or None
-    )
+    return StriateError(f"unknown {kind} {str(name)!r}", allowed=shown or "(none)", hint=text or None)

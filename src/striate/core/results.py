@@ -65,7 +65,9 @@ class Result:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Mapping):
-                arrays |= {f"{field.name}.{k}": np.asarray(v) for k, v in value.items() if hasattr(v, "__array__")}
+                arrays |= {
+                    f"{field.name}.{k}": np.asarray(v) for k, v in value.items() if hasattr(v, "__array__")
+                }
             elif hasattr(value, "__array__"):
                 arrays[field.name] = np.asarray(value)
         with replacing(target) as file:

@@ -116,7 +116,10 @@ class Run:
     def events(self) -> list[dict[str, Any]]:
         """All events in order; lines cut off by a kill are left out."""
         found = []
-        with contextlib.suppress(FileNotFoundError), open(self.path / EVENTS, encoding="utf-8", errors="replace") as file:
+        with (
+            contextlib.suppress(FileNotFoundError),
+            open(self.path / EVENTS, encoding="utf-8", errors="replace") as file,
+        ):
             for line in file:
                 with contextlib.suppress(json.JSONDecodeError):
                     found.append(json.loads(line))
@@ -168,7 +171,15 @@ def read_json(path: Path) -> dict[str, Any]:
 def environment() -> dict[str, Any]:
     """Versions and machine, as written beside every run: no user name, no host name."""
     packages = {}
-    for name in ("striate", "torch", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "scikit-learn"):
+    for name in (
+        "striate",
+        "torch",
+        "numpy",
+        "opencv-python-headless",
+        "pillow",
+        "simplejpeg",
+        "scikit-learn",
+    ):
         with contextlib.suppress(metadata.PackageNotFoundError):
             packages[name] = metadata.version(name)
     return {

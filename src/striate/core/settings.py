@@ -61,7 +61,7 @@ def check(settings: object) -> None:
 
 
 def from_dict(kind: type[S], values: Mapping[str, Any]) -> S:
-    """Build a settings dataclass from a mapping; `-` and `_` are the same, nested mappings are nested settings.
+    """Build a settings dataclass from a mapping; `-` and `_` are the same, mappings may be nested.
 
     Raises:
         StriateError: an unknown key (with the nearest valid one), a missing key, or a value that `check` refuses.
@@ -144,7 +144,13 @@ def _fits_one(value: Any, hint: Any) -> bool:
 
 
 def _describe(hint: Any) -> str:
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "nothing"}
+    words = {
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        bool: "true or false",
+        type(None): "nothing",
+    }
     return " or ".join(words.get(option, str(option).replace("typing.", "")) for option in _options(hint))
 
 

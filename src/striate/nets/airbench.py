@@ -1,4 +1,4 @@
-"""Jordan's net for fast training on CIFAR-10: whitened first layer, early pooling, identity initialisation."""
+"""Jordan's net for fast training on CIFAR-10: whitened first layer, early pooling, identity start."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _block(number: int, channels: int, width: int) -> list[tuple[str, nn.Module]
 
 @NETS.register(paper=PAPER, family="airbench", size=32, small=True, min_size=9, whiten="whiten")
 def airbench(classes: int = 10, in_channels: int = 3, *, width: int = 64) -> Net:
-    """The net of airbench94 with ReLUs: 2x2 convolution to be whitened, then `width`, 4 and 4 times as many maps.
+    """The net of airbench94 with ReLUs: a 2x2 convolution, then blocks of 1, 4, 4 times `width` maps.
 
     Convolutions start as the identity on as many maps as they are given (section 3.2); the logits are
     divided by 9. The first stage is meant to be set to whitening filters of the training images

@@ -88,8 +88,8 @@ def _write(result: Answers, model: Model, out: Path) -> None:
 
 def _write_table(result: Answers, out: Path) -> None:
     """One row a file: file, then label_1, probability_1, label_2, ... as far as any answer goes."""
-    tops = [getattr(answer, "top", None) for answer in result.answers]
-    if any(top is None for top in tops):
+    tops = [answer.top for answer in result.answers if hasattr(answer, "top")]
+    if len(tops) < len(result.answers):
         raise StriateError("masks do not fit into a table", hint="give a folder with --out, or a .json file")
     most = max((len(top.labels) for top in tops), default=0)
     head = [f"{kind}_{k}" for k in range(1, most + 1) for kind in ("label", "probability")]

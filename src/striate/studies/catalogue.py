@@ -38,7 +38,9 @@ class Listing(Result):
     def lines(self) -> list[str]:
         """One line a row, names in a column."""
         width = max(map(len, self.names), default=0)
-        return [f"{name:<{width}}  {text}".rstrip() for name, text in zip(self.names, self.texts, strict=True)]
+        return [
+            f"{name:<{width}}  {text}".rstrip() for name, text in zip(self.names, self.texts, strict=True)
+        ]
 
 
 def rows(kind: str, model: str | None = None) -> Listing:
@@ -58,12 +60,22 @@ def rows(kind: str, model: str | None = None) -> Listing:
     if isinstance(entries, Registry):
         found = list(entries)
         return Listing(kind, [e.name for e in found], [_text(e.summary, e.capabilities) for e in found])
-    values = dict(entries() if callable(entries) else entries)
-    return Listing(kind, list(values), [str(getattr(value, "summary", "")) for value in values.values()])
+    from striate.nets.weights import published
+
+    cards = [published(name) for name in entries]
+    return Listing(
+        kind, [card.name for card in cards], [f"{card.origin}; {_scores(card.scores)}" for card in cards]
+    )
+
+
+def _scores(scores: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in scores.items()) or "no published scores"
 
 
 def _text(summary: str, capabilities: dict[str, Any]) -> str:
-    told = ", ".join(f"{k} {v}" for k, v in capabilities.items() if isinstance(v, (str, int)) and v is not True)
+    told = ", ".join(
+        f"{k} {v}" for k, v in capabilities.items() if isinstance(v, (str, int)) and v is not True
+    )
     return f"{summary} [{told}]" if told else summary
 
 
@@ -73,7 +85,7 @@ def _stages(name: str) -> Listing:
     from striate.nets.net import NETS, create_net
 
     net = create_net(name, classes=10) if name in NETS else load(name).net
-    infos = stage_geometry(net, net.size)
+    infos = stage_geometry(net, None)
     texts = [
         f"{info.kind:<18} {'x'.join(map(str, info.shape)):<14} stride {info.stride}, receptive field "
         f"{info.receptive_field}, {info.parameters:,} parameters"

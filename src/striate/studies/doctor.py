@@ -6,7 +6,6 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,8 @@ def examine() -> Examination:
     found["python"] = f"{environment['python']} on {environment['system']}"
     for name, version in environment["packages"].items():
         found[name] = version
-    found["processors"] = f"{machine.processors()} of {os.cpu_count()} usable; PyTorch computes with {torch.get_num_threads()} threads"
+    usable = f"{machine.processors()} of {os.cpu_count()} usable"
+    found["processors"] = f"{usable}; PyTorch computes with {torch.get_num_threads()} threads"
     found["instructions"] = torch.backends.cpu.get_cpu_capability()
     found["memory"] = _memory()
     found["accelerators"] = _accelerators(torch)
@@ -55,8 +55,9 @@ def examine() -> Examination:
         found[part] = "present" if importlib.util.find_spec(module) else f"absent: {command}"
     cache = Path(os.environ.get("STRIATE_CACHE") or Path.home() / ".cache" / "striate")
     found["cache"] = f"{cache}{'' if cache.exists() else ' (not made yet)'}"
-    found["network"] = "not used (STRIATE_OFFLINE=1)" if os.environ.get("STRIATE_OFFLINE") == "1" else "used only to fetch what is asked for"
-    return Examination(list(found), list(found.values()), {**environment, "striate": metadata.version("striate")})
+    offline = os.environ.get("STRIATE_OFFLINE") == "1"
+    found["network"] = "not used (STRIATE_OFFLINE=1)" if offline else "used only to fetch what is asked for"
+    return Examination(list(found), list(found.values()), environment)
 
 
 def _accelerators(torch: Any) -> str:

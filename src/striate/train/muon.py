@@ -30,7 +30,8 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     for _ in range(ROUNDS):
         s = x @ x.T
         x = A * x + (B * s + C * (s @ s)) @ x
-    return x.T if tall else x
+    found: Tensor = x.T if tall else x
+    return found
 
 
 class Muon(torch.optim.Optimizer):
@@ -43,7 +44,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"lr": 0.1, "momentum": momentum, "weight_decay": 0.0, "filters": False})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Take one step; gradients are read, not changed."""
         loss = None
         if closure is not None:
@@ -70,7 +71,7 @@ class Muon(torch.optim.Optimizer):
 
 @OPTIMIZERS.register("muon", lr=0.1, adaptive=False)
 def muon(groups: Groups, recipe: Recipe) -> torch.optim.Optimizer:
-    """Muon for filters (K. Jordan 2024, github.com/KellerJordan/Muon), SGD at 5 times the rate for the rest."""
+    """Muon for filters (github.com/KellerJordan/Muon, 2024), SGD at 5 times the rate for all else."""
     split: Groups = []
     for group in groups:
         filters = [p for p in group["params"] if p.ndim == 4]

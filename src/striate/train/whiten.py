@@ -68,13 +68,13 @@ def sample_images(split: Split, preprocess: Preprocess) -> Tensor:
 
 
 def whitening_filters(images: Tensor, kernel: tuple[int, ...], floor: float = 5e-4) -> Tensor:
-    """Whitening filters of all patches: (N, C, H, W) float -> (C * kh * kw, C, kh, kw), largest variance first."""
+    """Whitening filters of all patches: (N, C, H, W) -> (C kh kw, C, kh, kw), largest variance first."""
     height, width = kernel
     size = images.shape[1] * height * width
     covariance = torch.zeros(size, size, dtype=torch.float64)
     count = 0
     # A few images at a time: the patches take kernel-area times the images' memory.
-    for part in images.split(250):
+    for part in torch.split(images, 250):
         patches = functional.unfold(part, (height, width)).transpose(1, 2).reshape(-1, size).double()
         covariance += patches.T @ patches
         count += len(patches)
@@ -82,4 +82,5 @@ def whitening_filters(images: Tensor, kernel: tuple[int, ...], floor: float = 5e
     scaled = vectors.flip(1).T / (values.flip(0) + floor).sqrt()[:, None]
     # An eigenvector's sign is arbitrary: the largest entry is made positive.
     largest = scaled.gather(1, scaled.abs().argmax(1, keepdim=True))
-    return (scaled * largest.sign()).float().reshape(size, images.shape[1], height, width)
+    filters: Tensor = (scaled * largest.sign()).float()
+    return filters.reshape(size, images.shape[1], height, width)
