@@ -30,7 +30,8 @@ _CV_BORDERS = {
     "edge": cv2.BORDER_REPLICATE,
 }
 _CV_TYPES = tuple(np.dtype(t) for t in (np.uint8, np.uint16, np.int16, np.float32, np.float64))
-SHRINK = 1.5  # beyond this reduction, bilinear and bicubic are preceded by averaging over areas
+SHRINK = 1.5  # beyond this reduction, bicubic is preceded by averaging over areas
+SOFTEN = 3.0  # up to this reduction, bilinear is preceded by a short blur; beyond, by averaging
 MAX_SIDE = 32_000  # OpenCV's warp counts source pixels in 16 bits
 Fill = float | tuple[float, ...]
 
@@ -126,9 +127,10 @@ def warp(
     `image` is (H, W) or (H, W, C) of any real dtype. Points outside the input are `fill` (border
     "constant"), its nearest pixel ("edge") or its mirror image without repeating the edge ("reflect").
     "nearest" takes the pixel that contains the point and works on any integers. Where the picture shrinks
-    by more than 1.5 along an axis, it is first averaged over areas, so that fine patterns do not alias;
-    "area" does so at any reduction; "bicubic" on uint8 boxes inside the picture is Pillow's antialiased
-    bicubic (a = -0.5).
+    along an axis, fine patterns must not alias: "bilinear" blurs first (a box by more than 1.1, other maps
+    by more than 1.5), so that the whole is about the triangle filter of Pillow's antialiased bilinear, and
+    averages over areas beyond 3; "bicubic" averages beyond 1.5, "area" always; "bicubic" on uint8 boxes
+    inside the picture is Pillow's antialiased bicubic (a = -0.5).
 
     Raises:
         StriateError: an unknown interpolation or border, an empty picture or size, or a matrix without
@@ -223,17 +225,48 @@ def _pillow_bicubic(
 
 
 def _resized(part: npt.NDArray[Any], size: tuple[int, int], interpolation: str) -> npt.NDArray[Any]:
-    """An OpenCV resize, preceded by averaging along the axes that shrink much."""
+    """An OpenCV resize, preceded by blurring or averaging along the axes that shrink."""
     h, w = part.shape[:2]
     if (h, w) == tuple(size):
         return part
-    limit = 1.0 if interpolation == "area" else SHRINK
+    limit = _area_limit(interpolation)
+    if interpolation == "bilinear":
+        part = _softened(part, w / size[1], h / size[0], 1.1)
     middle = (size[0] if h > limit * size[0] else h, size[1] if w > limit * size[1] else w)
     if middle != (h, w):
         part = cv2.resize(part, middle[::-1], interpolation=cv2.INTER_AREA)
     if middle != tuple(size):
         part = cv2.resize(part, size[::-1], interpolation=_CV_FLAGS[interpolation])
     return part
+
+
+def _area_limit(interpolation: str) -> float:
+    """The reduction beyond which a picture is averaged over areas first."""
+    return {"area": 1.0, "bilinear": SOFTEN}.get(interpolation, SHRINK)
+
+
+def _softened(image: npt.NDArray[Any], x: float, y: float, least: float) -> npt.NDArray[Any]:
+    """Blurred for a reduction by `x` and `y`, along the axes where it is above `least`, up to SOFTEN.
+
+    Linear interpolation is a triangle filter of half-width 1 and variance 1/6; reduced by s, the half-width
+    should be s. A blur of variance (s^2 - 1) / 6 makes up the difference. It costs a third of averaging
+    over areas, and comes closer to the triangle.
+    """
+    (taps_x, sigma_x), (taps_y, sigma_y) = (_blur(s) if least < s <= SOFTEN else (1, 1.0) for s in (x, y))
+    if taps_x == taps_y == 1:
+        return image
+    border = cv2.BORDER_REPLICATE
+    return np.asarray(cv2.GaussianBlur(image, (taps_x, taps_y), sigma_x, sigmaY=sigma_y, borderType=border))
+
+
+def _blur(reduction: float) -> tuple[int, float]:
+    """Taps and sigma of the blur before a reduction."""
+    variance = (reduction**2 - 1) / 6
+    if reduction > 2:
+        return 5, math.sqrt(variance)
+    # Three taps [a, 1 - 2a, a] have variance 2a; OpenCV makes them from a / (1 - 2a) = exp(-1 / (2 sigma^2)).
+    a = variance / 2
+    return 3, math.sqrt(-0.5 / math.log(a / (1 - 2 * a)))
 
 
 def _affine(
@@ -244,13 +277,15 @@ def _affine(
     border: str,
     fill: Fill,
 ) -> npt.NDArray[Any]:
-    """One OpenCV warp, after averaging over areas where the picture shrinks much."""
+    """One OpenCV warp, after blurring or averaging where the picture shrinks."""
     h, w = image.shape[:2]
     if abs(inverse[2, :2]).max() > 0:
         raise StriateError("the matrix of the warp is a perspective one", allowed="affine: last row 0 0 1")
     # How many input pixels, along each input axis, lie under one step of the output.
     reduction = np.hypot(inverse[:2, 0], inverse[:2, 1])
-    limit = 1.0 if interpolation == "area" else SHRINK
+    limit = _area_limit(interpolation)
+    if interpolation == "bilinear":
+        image = _softened(image, reduction[0], reduction[1], SHRINK)
     reduced = [
         max(1, round(side / factor)) if factor > limit else min(side, MAX_SIDE)
         for side, factor in ((w, reduction[0]), (h, reduction[1]))
