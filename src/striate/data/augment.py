@@ -107,16 +107,23 @@ class Pipeline:
             whole = found if whole is None else found @ whole
         return whole
 
-    def matrix(self, u: Floats, height: int, width: int, preprocess: Preprocess) -> Floats:
-        """The 3x3 map from an image of this height and width to its view, for one row `u`."""
+    def matrix(
+        self, u: Floats, height: int, width: int, preprocess: Preprocess, frame: Floats | None = None
+    ) -> Floats:
+        """The 3x3 map from an image of this height and width to its view, for one row `u`.
+
+        frame: the sample's row of `frames` for views of this size, where it is known already.
+        """
         size = preprocess.view_size(height, width)
         if self._crop is None:
             whole = preprocess.matrix(height, width)
         else:
             crop, place = self._crop
             whole = geometry.crop_resize(crop.box(u[place], height, width, size), size)
-        frames = self.frames(u[None], *size)
-        return whole if frames is None else frames[0] @ whole
+        if frame is None and self._geometry:
+            frames = self.frames(u[None], *size)
+            frame = None if frames is None else frames[0]
+        return whole if frame is None else frame @ whole
 
     def border(self, preprocess: Preprocess) -> str:
         """What is seen beyond the image: "reflect", "edge" or "constant" (the mean colour; 255 in a mask)."""
@@ -126,15 +133,17 @@ class Pipeline:
 
     # ------------------------------------------------------------------ applying
 
-    def view(self, image: NDArray[np.uint8], u: Floats, preprocess: Preprocess) -> NDArray[np.uint8]:
-        """What the net sees of an image in training: (H, W, C) uint8 -> (h, w, C) uint8."""
+    def view(
+        self, image: NDArray[np.uint8], u: Floats, preprocess: Preprocess, frame: Floats | None = None
+    ) -> NDArray[np.uint8]:
+        """What the net sees of an image in training: (H, W, C) uint8 -> (h, w, C); `frame` as in `matrix`."""
         if self._crop is None and not self._geometry:
             seen = preprocess.view(image)
         else:
             height, width = image.shape[:2]
             seen = geometry.warp(
                 image,
-                self.matrix(u, height, width, preprocess),
+                self.matrix(u, height, width, preprocess, frame),
                 preprocess.view_size(height, width),
                 interpolation=preprocess.interpolation,
                 border=self.border(preprocess),
@@ -154,6 +163,7 @@ class Pipeline:
         u: Floats,
         preprocess: Preprocess,
         image_size: tuple[int, int] | None = None,
+        frame: Floats | None = None,
     ) -> NDArray[np.int32]:
         """The same geometry for a mask: (H, W) int32 -> (h, w) int32, nearest; 255 beyond a constant border.
 
@@ -163,7 +173,8 @@ class Pipeline:
             return preprocess.mask_view(mask)
         rows, columns = mask.shape
         height, width = image_size or (rows, columns)
-        matrix = self.matrix(u, height, width, preprocess) @ np.diag([width / columns, height / rows, 1.0])
+        matrix = self.matrix(u, height, width, preprocess, frame)
+        matrix = matrix @ np.diag([width / columns, height / rows, 1.0])
         size = preprocess.view_size(height, width)
         return geometry.warp(
             mask, matrix, size, interpolation="nearest", border=self.border(preprocess), fill=IGNORE

@@ -85,7 +85,7 @@ class Preprocess:
         return (height, width) if self.size is None else self.size
 
     def box(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """The part (x0, y0, x1, y1) of an image that fills the view, in pixels; it may reach beyond."""
+        """The part (x0, y0, x1, y1) of an image that fills the view, in whole pixels; it may reach beyond."""
         if self.size is None:
             return 0.0, 0.0, float(width), float(height)
         rows, columns = self.size
@@ -98,11 +98,10 @@ class Preprocess:
             unit = max(height / rows, width / columns)
             box_height, box_width = unit * rows, unit * columns
         else:
-            # Whole pixels, so that nothing is resampled.
-            left, top = (width - columns) // 2, (height - rows) // 2
-            return float(left), float(top), float(left + columns), float(top + rows)
-        x0, y0 = (width - box_width) / 2, (height - box_height) / 2
-        return x0, y0, x0 + box_width, y0 + box_height
+            box_height, box_width = rows, columns
+        box_height, box_width = max(1, round(box_height)), max(1, round(box_width))
+        x0, y0 = (width - box_width) // 2, (height - box_height) // 2
+        return float(x0), float(y0), float(x0 + box_width), float(y0 + box_height)
 
     def matrix(self, height: int, width: int) -> NDArray[np.float64]:
         """The 3x3 map from an image of this height and width to its view."""

@@ -78,17 +78,19 @@ class Reader:
                 hint="see 'striate data check'",
             )
 
-    def sample(self, number: int, u: NDArray[np.float64]) -> tuple[Bytes, NDArray[np.int32] | None]:
+    def sample(
+        self, number: int, u: NDArray[np.float64], frame: NDArray[np.float64] | None = None
+    ) -> tuple[Bytes, NDArray[np.int32] | None]:
         """View and mask (None without masks) of one sample; raises BadImage."""
         preprocess, pipeline = self.preprocess, self.pipeline
         image = self.split.image(
             number, at_least=pipeline.at_least(u, preprocess), channels=preprocess.channels
         )
         mask = self.split.mask(number) if self.has_masks else None
-        view = pipeline.view(image, u, preprocess)
+        view = pipeline.view(image, u, preprocess, frame)
         if mask is not None:
             height, width = image.shape[:2]
-            mask = pipeline.mask_view(mask, u, preprocess, (height, width))
+            mask = pipeline.mask_view(mask, u, preprocess, (height, width), frame)
         return view, mask
 
     def read(
@@ -100,12 +102,15 @@ class Reader:
         masks: NDArray[np.int32] | None = None,
     ) -> Part:
         """The samples from `position` on, one for each row of `u`; put into `views` and `masks` if given."""
+        size = self.preprocess.size
+        # For all of them at once: a small matrix costs numpy as much as many.
+        frames = None if size is None else self.pipeline.frames(u, *size)
         part = Part(np.full(len(u), LEFT_OUT, dtype=np.int64))
         for i in range(len(u)):
             view = mask = None
             for number in self.candidates(epoch, position + i):
                 try:
-                    view, mask = self.sample(number, u[i])
+                    view, mask = self.sample(number, u[i], None if frames is None else frames[i])
                 except BadImage as error:
                     part.bad[number] = self.bad[number] = str(error)
                     continue

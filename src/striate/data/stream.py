@@ -19,8 +19,8 @@ from striate.data.reader import LEFT_OUT, Bytes, Integers, Part, Reader
 
 T = TypeVar("T")
 R = TypeVar("R")
-CHUNK = 4
-"""Samples a worker takes at a time: few, so that the first batch comes soon; not one, to spare hand-overs."""
+CHUNK = 8
+"""Samples a worker takes at a time: few, so that all have work; not one, to spare hand-overs."""
 
 
 @dataclass(frozen=True)
