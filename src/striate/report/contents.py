@@ -38,11 +38,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Examples under one heading."""
+    """Examples under one heading; `legend` names colours, "#rrggbb", such as those of the classes."""
 
     title: str
     note: str
     examples: tuple[Example, ...]
+    legend: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Curve:
     """Lines over the epochs: name of line -> values, one for each entry of `x`, None where not measured.
 
     `kind`: "number", "proportion" (0 to 1, shown in percent). `better`: "low", "high" or "" marks the best
-    value of the last line.
+    value of the last line. A curve whose low values are better may get a logarithmic axis.
     """
 
     title: str

@@ -125,12 +125,14 @@ def line_chart(curve: Curve) -> Chart | None:
     if not finite or not curve.x:
         return None
     low, high = min(finite), max(finite)
-    log = curve.kind == "number" and low > 0 and high / low > 30
+    log = curve.better == "low" and low > 0 and high / low > 30
     y = _padded(low, high, log, curve.kind)
     x = Scale(min(curve.x), max(curve.x))
     show: Callable[[float | None], str] = percent if curve.kind == "proportion" else number
-    digits = 0 if curve.kind == "proportion" and y.high - y.low >= 0.05 else 1
+    y_ticks = y.ticks(5)
+    digits = next((d for d in (0, 1, 2) if len({percent(v, d) for v in y_ticks}) == len(y_ticks)), 3)
     short = (lambda v: percent(v, digits)) if curve.kind == "proportion" else number
+    whole = all(v.is_integer() for v in map(float, curve.x))
     roles = ["soft", "main", "third", "fourth"] if len(curve.lines) > 1 else ["main"]
     lines = []
     for order, (name, values) in enumerate(curve.lines.items()):
@@ -140,8 +142,8 @@ def line_chart(curve: Curve) -> Chart | None:
         title=curve.title,
         unit=curve.unit,
         log=log,
-        x_ticks=tuple((x(v), number(v)) for v in x.ticks(6) if v.is_integer() or x.high - x.low < 3),
-        y_ticks=tuple((1 - y(v), short(v)) for v in y.ticks(5)),
+        x_ticks=tuple((x(v), number(v)) for v in x.ticks(6) if v.is_integer() or not whole),
+        y_ticks=tuple((1 - y(v), short(v)) for v in y_ticks),
         lines=tuple(lines),
         x_text=tuple(number(v) for v in curve.x),
         x_at=tuple(x(v) for v in curve.x),

@@ -86,8 +86,10 @@ def class_table(scores: Mapping[str, Any]) -> ClassTable | None:
     for field, title, kind in (
         ("precision", "Precision", "proportion"),
         ("recall", "Recall", "proportion"),
+        ("accuracy", "Recall", "proportion"),
         ("f1", "F1", "proportion"),
-        ("counts", "Pixels" if "mean_iou" in scores else "Images", "count"),
+        ("counts", "Images", "count"),
+        ("pixels", "Pixels", "count"),
     ):
         if scores.get(field) is not None and len(scores[field]) == len(names):
             columns.append((title, kind))

@@ -177,7 +177,7 @@ class _Job:
             self.notices.append("There are neither test nor validation images: nothing was measured.")
             return None
         result = evaluate(self.model, self.data, split=split)
-        values = plain(result.to_dict())
+        values: dict[str, Any] = plain(result.to_dict())
         values["summary"] = plain(result.scores.summary())
         values["scores"].pop("probabilities", None)
         values["model_sha256"] = _sha256(self.run.model)
@@ -258,7 +258,11 @@ class _Job:
         if self.data is None:
             lines = [f"{source.get('name', '')}: {len(self.model.classes)} classes"]
         else:
-            lines = [line for line in self.data.describe().splitlines() if not line.startswith("left out:")]
+            lines = [
+                line
+                for line in self.data.describe().splitlines()
+                if not line.startswith(("left out:", "splits from"))
+            ]
         return (*lines, f"Digest of names and labels: {source.get('digest', 'unknown')}")
 
     def _with_pictures(self, data: ReportData, tested: dict[str, Any] | None) -> ReportData:

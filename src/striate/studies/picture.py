@@ -5,8 +5,10 @@ Made by the visualisation methods alone: `python -m striate.studies.picture docs
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,8 @@ def readme_picture(path: str | os.PathLike[str] = "docs/img/readme.png") -> Path
     saliency = visualize("saliency", model, flower)
     squares = [
         (view, f"{answer.label}, {100 * answer.probability:.0f} %"),
-        (_sheet(filters, 16), "first filters"),
-        (_sheet(maps, 16), f"feature maps of {_stage(model)}"),
+        (_sheet(filters.panels[:16]), "filters of the first layer"),
+        (_sheet(maps.panels[1:]), f"feature maps of {_stage(model)}"),
         (saliency.panels[-1].pixels, "saliency"),
     ]
     tiles = [draw.caption(_square(image), text, height=22) for image, text in squares]
@@ -49,17 +51,15 @@ def readme_picture(path: str | os.PathLike[str] = "docs/img/readme.png") -> Path
 
 
 def _stage(model: Model) -> str:
-    """The deepest stage whose maps are still at least 56 pixels wide: fine enough to be seen."""
-    stages: list[Any] = list(model.net.spatial_stages())  # type: ignore[operator]
-    wide = [info.name for info in stages if info.shape[-1] >= 56 and "pad" not in info.name]
-    return str((wide or [stages[0].name])[-1])
+    """The first rectified stage: fine enough to be seen, and its zeros are zeros."""
+    names = [str(info.name) for info in model.net.spatial_stages()]  # type: ignore[operator]
+    return next((name for name in names if "relu" in name), names[0])
 
 
-def _sheet(picture: Any, count: int) -> Bytes:
-    """The first `count` drawings of a picture in a square, without captions."""
-    tiles = [draw.rgb(panel.pixels) for panel in picture.panels[:count]]
-    side = SIDE // int(np.ceil(np.sqrt(len(tiles)))) - 2
-    return draw.grid([resize(tile, (side, side), "nearest") for tile in tiles], pad=2)
+def _sheet(panels: Sequence[Any]) -> Bytes:
+    """Drawings in a square, without captions."""
+    side = SIDE // math.isqrt(len(panels)) - 2
+    return draw.grid([resize(draw.rgb(panel.pixels), (side, side), "nearest") for panel in panels], pad=2)
 
 
 def _square(image: Bytes) -> Bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,8 @@ THUMB, SHOT, WIDE = 88, 176, 320  # longest side in pixels: behind a cell, in a 
 ON_DIAGONAL = 6  # images behind a cell of the diagonal
 MISTAKES, WORST, LOOKED_AT, MASKS = 12, 12, 6, 4
 STAGES, FILTERS, MAPS, TILE = 4, 64, 15, 84
+PLUMBING = re.compile(r"(^|_)(relu|act|bn|norm|drop|pad)")  # stages that change little of what is seen
+LEGEND = 40  # colours named beside the masks
 
 
 def fitted(image: Bytes, side: int) -> Bytes:
@@ -138,7 +141,10 @@ def masks(split: Split, model: Model, scores: Mapping[str, Any]) -> tuple[Galler
     order = np.argsort(np.asarray(scores["sample_score"], np.float64), kind="stable").tolist()
     spread = np.linspace(0, len(order) - 1, min(MASKS, len(order))).round().astype(int)
     usual = [order[k] for k in dict.fromkeys(spread.tolist())][::-1]
-    worst = [place for place in order[: 2 * MASKS] if place not in usual][:MASKS]
+    rest = [place for place in order[: len(order) // 2] if place not in usual]
+    worst = rest[:MASKS] if len(order) >= 3 * MASKS else []
+    colours = palette(len(model.classes))[:LEGEND]
+    legend = tuple((name, "#" + bytes(c).hex()) for name, c in zip(model.classes, colours, strict=False))
     galleries = []
     for places, title, note in (
         (usual, "From best to worst", "The image, the truth, and the prediction."),
@@ -146,7 +152,9 @@ def masks(split: Split, model: Model, scores: Mapping[str, Any]) -> tuple[Galler
     ):
         made = _readable(_masked(split, model, scores, place) for place in places)
         if made:
-            galleries.append(Gallery(title, note, tuple(made)))
+            galleries.append(
+                Gallery(title, note, tuple(made), legend if len(model.classes) <= LEGEND else ())
+            )
     return tuple(galleries)
 
 
@@ -169,7 +177,7 @@ def _masked(split: Split, model: Model, scores: Mapping[str, Any], place: int) -
         shown,
         name,
         score=float(scores["sample_score"][place]),
-        score_name=str(scores.get("sample_name", "score")),
+        score_name="pixel accuracy",
     )
 
 
@@ -203,7 +211,7 @@ def _filters(model: Model) -> Panel:
 
 
 def _maps(model: Model, sample: _Sample) -> list[Panel]:
-    panels = []
+    panels: list[Panel] = []
     for stage in _stages(model):
         seen = visualize("feature-maps", model, sample.image, stage=stage, count=MAPS)
         note = "" if panels else f"The strongest maps for {sample.name}, which stands first. {seen.note}"
@@ -278,6 +286,6 @@ def _chosen(scores: Mapping[str, Any]) -> list[int]:
 def _stages(model: Model) -> list[str]:
     """A few stages of different depth that still have a picture's shape, convolutions and blocks first."""
     stages = [info.name for info in model.net.spatial_stages()]  # type: ignore[operator]
-    telling = [n for n in stages if not n.startswith(("relu", "bn", "norm", "drop"))] or stages
+    telling = [name for name in stages if not PLUMBING.search(name)] or stages
     places = np.linspace(0, len(telling) - 1, min(STAGES, len(telling))).round().astype(int)
     return [telling[k] for k in dict.fromkeys(places.tolist())]
