@@ -262,7 +262,8 @@ def initialise(module: nn.Module, scheme: str) -> nn.Module:
     if scheme not in ("he", "xavier", "lecun", "uniform"):
         raise unknown("initialisation", scheme, ("he", "xavier", "lecun", "uniform"))
     for layer in module.modules():
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+        # Drawing numbers without memory would make PyTorch import its compiler, for seconds.
+        if isinstance(layer, (nn.Conv2d, nn.Linear)) and not layer.weight.is_meta:
             inputs = layer.weight[0].numel()
             if scheme == "uniform":
                 bound = inputs**-0.5
