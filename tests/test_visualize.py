@@ -14,6 +14,7 @@ from little_models import CLASSES, conv_model, linear_model, pictures, preproces
 from striate.core.errors import StriateError
 from striate.model import Model
 from striate.nets.net import Net
+from striate.nets.wrapped import wrap
 from striate.tasks.classification import Classification
 from striate.visualize.feature_maps import FeatureMaps
 from striate.visualize.filters import drawn_weights
@@ -77,6 +78,38 @@ def test_a_first_layer_that_is_no_picture_is_refused() -> None:
         visualize("filters", wired([*stages, ("fc", nn.Linear(3, 3))], "fc"))
     with pytest.raises(StriateError, match=r"'fc' \(Linear\) are no pictures"):
         visualize("filters", wired([*stages[1:], ("fc", nn.Linear(3, 3))], "fc"))
+
+
+class Backwards(nn.Module):
+    """A foreign net whose layers are defined in another order than they run in, and which reuses one ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+        self.last = nn.Conv2d(4, 4, 3)
+        self.relu = nn.ReLU(inplace=True)
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        return self.fc(self.relu(self.last(self.relu(self.body(x)))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_foreign_modules_are_looked_into_by_dotted_names() -> None:
+    torch.manual_seed(0)
+    foreign, image = Backwards(), pictures(1)[0]
+    model = Model(wrap(foreign, in_channels=3, size=8), Classification(CLASSES), preprocess())
+    picture = visualize("filters", model)
+    assert picture.title.startswith("body.0: 4 filters")
+    np.testing.assert_array_equal(picture.arrays["weights"], foreign.body[0].weight.detach().numpy())
+    maps = visualize("feature-maps", model, image, stage="body.0").arrays
+    with torch.no_grad():
+        want = foreign.eval().body(model.preprocess.normalise(image[None]))[0].numpy()
+    np.testing.assert_allclose(maps["maps"][0], want[maps["channels"]], rtol=1e-5)
+    x = model.preprocess.normalise(image[None]).requires_grad_()
+    foreign(x)[0, 2].backward()
+    got = visualize("saliency", model, image, target=2).arrays["gradient"][0]
+    np.testing.assert_allclose(got, x.grad[0].numpy(), rtol=1e-5)
 
 
 # ---------------------------------------------------------------- feature maps

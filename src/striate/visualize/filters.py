@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from striate.core.errors import StriateError
 from striate.core.settings import setting
+from striate.nets.taps import places
 from striate.visualize.method import METHODS, Method, Panel, Picture, Pixels, must_be_numbers
 
 if TYPE_CHECKING:
@@ -91,12 +92,7 @@ def _first_layer(model: Model) -> tuple[str, nn.Conv2d | nn.Linear, tuple[int, i
     size = model.preprocess.size or (0, 0)
     whole = (channels, *size)
     name, layer = next(
-        (
-            (name, module)
-            for name, module in net.named_modules()
-            if any(True for _ in module.parameters(recurse=False))
-        ),
-        ("", None),
+        ((n, m) for n, m in _in_order(net) if any(True for _ in m.parameters(False))), ("", None)
     )
     if isinstance(layer, nn.Conv2d) and layer.in_channels == channels and layer.groups == 1:
         return name, layer, whole
@@ -109,3 +105,11 @@ def _first_layer(model: Model) -> tuple[str, nn.Conv2d | nn.Linear, tuple[int, i
         allowed=f"a convolution or linear layer on the {channels} channels of the image itself",
         hint="'feature-maps' shows what any stage makes of an image",
     )
+
+
+def _in_order(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules below the stages under their tap names, stages in the order in which they run."""
+    found = places(net)
+    for stage in getattr(net, "stage_names", None) or found:
+        for name, module in found[stage].named_modules():
+            yield (f"{stage}.{name}" if name else stage), module
