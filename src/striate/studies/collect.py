@@ -70,8 +70,9 @@ def summary(tested: Mapping[str, Any]) -> tuple[Fact, ...]:
         if value is None or "error" in name.replace("calibration error", ""):
             continue
         interval = tested.get("intervals", {}).get(name)
-        note = f"95\u00a0% interval {100 * interval[0]:.1f}–{percent(interval[1])}" if interval else ""
-        shown.append(Fact(name[:1].upper() + name[1:], percent(value), note))
+        note = f"95\u00a0% interval {100 * interval[0]:.1f}–\u2060{percent(interval[1])}" if interval else ""
+        full = FULL_NAMES.get(name, name)
+        shown.append(Fact(full[:1].upper() + full[1:], percent(value), note))
     return tuple(shown)
 
 

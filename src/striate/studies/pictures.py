@@ -76,7 +76,7 @@ def _said(value: Any, classes: Sequence[str]) -> str:
     """A class number as its name, or zeros and ones as the names of the ones."""
     if np.ndim(value) == 0:
         return str(classes[int(value)])
-    return ", ".join(str(classes[int(k)]) for k in np.flatnonzero(np.asarray(value))) or "none"
+    return ", ".join(str(classes[int(k)]) for k in np.flatnonzero(np.asarray(value))) or "no label"
 
 
 def cells(confusion: Confusion, split: Split, model: Model, scores: Mapping[str, Any]) -> Confusion:
