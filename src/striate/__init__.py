@@ -19,23 +19,24 @@ _PUBLIC = {
     "wrap": "striate.nets.wrapped",
     "create_net": "striate.nets.net",
     "Recipe": "striate.train.recipe",
-    "train": "striate.train.session",
-    "evaluate": "striate.evaluate.evaluate",
-    "visualize": "striate.visualize.method",
 }
+# Packages that are called as verbs.
+_ROOMS = ("train", "evaluate", "visualize")
 
 if TYPE_CHECKING:
     from striate.core.errors import StriateError as StriateError
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"striate.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'striate' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*_PUBLIC, "__version__"])
+    return sorted([*_PUBLIC, *_ROOMS, "__version__"])
 
 
-__all__ = ["__version__", *sorted(_PUBLIC)]
+__all__ = ["__version__", *sorted((*_PUBLIC, *_ROOMS))]
