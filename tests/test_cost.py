@@ -1,0 +1,116 @@
+"""Costs: by hand, and by PyTorch's own counter."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from striate.nets.cost import cost
+from striate.nets.net import create_net, skeleton
+from toys import Functional, summing_net
+
+
+def counted(net: nn.Module, size: tuple[int, int], channels: int) -> int:
+    """Floating-point operations of one picture by PyTorch's counter, two for a multiply-add."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        net.eval()(torch.empty(1, channels, *size, device="meta"))
+    return counter.get_total_flops()
+
+
+def test_by_hand():
+    found = cost(summing_net())
+    assert found.stage == ("conv1", "relu1", "pool1", "flatten", "fc")
+    assert found.shape == ((1, 2, 2), (1, 2, 2), (1, 1, 1), (1,), (2,))
+    assert found.parameters == (9, 0, 0, 0, 2)
+    # Four windows of nine; one input for two logits.
+    assert found.multiply_adds == (36, 0, 0, 0, 2)
+    # Floats of four bytes; a view costs nothing.
+    assert found.activation_bytes == (16, 16, 4, 0, 8)
+    assert (found.params, found.macs, found.memory) == (11, 38, 44)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("linear", 28), ("mlp", 28), ("lenet5", 28), ("lenet5", 8), ("resnet20", 32), ("resnet9", 32),
+        ("vgg16", 224), ("vgg11_bn", 32), ("resnet18", 224), ("resnet50", 64), ("efficientnet_lite0", 224),
+        ("efficientnet_lite0", 33),
+    ],
+)  # fmt: skip
+def test_the_second_counter_agrees(name, size):
+    net = skeleton(name, 10, 3, size=size)
+    assert 2 * cost(net).macs == counted(net, (size, size), 3)
+
+
+def test_figures_of_the_literature():
+    vgg = cost(skeleton("vgg16", 1000))
+    rows = dict(zip(vgg.stage, vgg.parameters, strict=True))
+    # 7 x 7 x 512 x 4096, and 4096 biases.
+    assert rows["fc6"] == 102_760_448 + 4096
+    assert vgg.macs == 15_470_264_320
+    assert cost(skeleton("resnet50", 1000)).macs == 4_089_184_256
+    assert cost(skeleton("resnet18", 1000)).macs == 1_814_073_344
+
+
+def test_another_size_and_oblong_pictures():
+    net = skeleton("resnet20", 10)
+    assert cost(net, 64).macs - 640 == 4 * (cost(net).macs - 640)
+    oblong = cost(net, size=(32, 64))
+    assert oblong.shape[0] == (16, 32, 64)
+    assert oblong.size == (32, 64)
+
+
+def test_functional_work_is_counted_and_shared_weights_once():
+    net = Functional()
+    found = cost(net, 16, 3)
+    assert found.stage == ("conv", "relu", "out", "(between stages)")
+    between = dict(zip(found.stage, found.multiply_adds, strict=True))["(between stages)"]
+    assert between == 2 * 7 * 7 * 4 * 9
+    assert found.params == sum(p.numel() for p in net.parameters())
+    shared = nn.Conv2d(2, 2, 1, bias=False)
+    twice = cost(nn.Sequential(shared, nn.ReLU(), shared), 4, 2)
+    assert twice.params == 4
+    assert sum(twice.parameters) == 4
+    assert twice.macs == 2 * 4 * 16
+
+
+def test_transposed_and_grouped_convolutions():
+    net = nn.Sequential(nn.ConvTranspose2d(2, 6, 3, 2), nn.Conv2d(6, 6, 3, groups=3))
+    found = cost(net, 5, 2)
+    assert found.multiply_adds == (2 * 25 * 6 * 9, 6 * 9 * 9 * 2 * 9)
+    assert 2 * found.macs == counted(net.to("meta"), (5, 5), 2)
+
+
+def test_activations_are_what_pytorch_allocates():
+    """Every module's output of a plain chain, by its own size."""
+    net = create_net("vgg11_bn", 10, size=32).eval()
+    sizes: dict[str, int] = {}
+    x = torch.zeros(1, 3, 32, 32)
+    with torch.no_grad():
+        for name in net.stage_names:
+            y = net.get_submodule(name)(x)
+            sizes[name] = 0 if y.data_ptr() == x.data_ptr() else y.numel() * y.element_size()
+            x = y
+    found = cost(net)
+    ours = dict(zip(found.stage, found.activation_bytes, strict=True))
+    assert {n: b for n, b in ours.items() if "drop" not in n} == {
+        n: b for n, b in sizes.items() if "drop" not in n
+    }
+
+
+def test_double_precision_takes_twice_the_memory():
+    assert cost(summing_net().double()).memory == 88
+
+
+def test_table_and_files(tmp_path):
+    found = cost(skeleton("lenet5", 10, 1))
+    lines = found.lines()
+    assert len(lines) == len(found.stage) + 2
+    assert lines[-1].split()[:2] == ["total", "61,706"]
+    assert json.loads(found.save(tmp_path / "cost.json").read_text())["params"] == 61706
+    assert found.save(tmp_path / "cost.csv").read_text().startswith("stage,kind,shape")
