@@ -135,7 +135,7 @@ class Loader:
                 if not len(found.numbers):
                     continue
                 # A copy at the same time: the loader's own array is used again.
-                images = self.preprocess.normalise(torch.from_numpy(found.views))
+                images = self.preprocess.normalise(found.views)
                 if found.masks is not None:
                     targets = torch.from_numpy(found.masks.astype(np.int64))
                 else:
