@@ -188,7 +188,7 @@ class Preprocess:
                 allowed="(N, h, w, C) uint8",
             )
         if values.shape[3] != self.channels:
-            if values.shape[1] != self.channels:
+            if isinstance(batch, np.ndarray) or values.shape[1] != self.channels:
                 raise StriateError(
                     f"a batch of shape {tuple(values.shape)}", allowed=f"{self.channels} channels"
                 )
