@@ -199,9 +199,8 @@ class Pipeline:
         whole batch.
         """
         height, width = stack.shape[1:3]
-        whole = preprocess.same_pixels(height, width) and self._crop is None
-        frames = self.frames(u, height, width) if whole else None
-        if whole and (frames is None or _whole_pixels(frames)):
+        frames = self.frames(u, *preprocess.view_size(height, width))
+        if self._same_places(height, width, preprocess) and (frames is None or _whole_pixels(frames)):
             fill = preprocess.fill if self.border(preprocess) == "constant" else None
             seen = (
                 stack[rows] if frames is None else _gather(stack, rows, frames, self.border(preprocess), fill)
@@ -209,21 +208,30 @@ class Pipeline:
             for i in range(len(seen) if self._colour else 0):
                 seen[i] = self.change_colour(seen[i], u[i])
             return seen
-        return np.stack([self.view(stack[row], u[i], preprocess) for i, row in enumerate(rows)])
+        each = [None] * len(rows) if frames is None else frames
+        return np.stack([self.view(stack[row], u[i], preprocess, each[i]) for i, row in enumerate(rows)])
 
     def batch_masks(
         self, stack: NDArray[Any], rows: NDArray[np.int64], u: Floats, preprocess: Preprocess
     ) -> NDArray[Any]:
         """The masks (N, H, W) of the same batch; raises and agrees as `batch` does."""
         height, width = stack.shape[1:3]
-        whole = preprocess.same_pixels(height, width) and self._crop is None
-        frames = self.frames(u, height, width) if whole else None
+        frames = self.frames(u, *preprocess.view_size(height, width))
+        whole = self._same_places(height, width, preprocess)
         if whole and frames is None:
             return stack[rows]
         if whole and frames is not None and _whole_pixels(frames):
             fill = (IGNORE,) if self.border(preprocess) == "constant" else None
             return _gather(stack[..., None], rows, frames, self.border(preprocess), fill)[..., 0]
-        return np.stack([self.mask_view(stack[row], u[i], preprocess) for i, row in enumerate(rows)])
+        each = [None] * len(rows) if frames is None else frames
+        size = (height, width)
+        return np.stack(
+            [self.mask_view(stack[row], u[i], preprocess, size, each[i]) for i, row in enumerate(rows)]
+        )
+
+    def _same_places(self, height: int, width: int, preprocess: Preprocess) -> bool:
+        """Whether only the geometries move pixels: the view is the image itself, and there is no crop."""
+        return self._crop is None and preprocess.same_pixels(height, width)
 
 
 NONE = Pipeline()

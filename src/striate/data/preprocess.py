@@ -118,7 +118,7 @@ class Preprocess:
         """What lies beyond the image: the mean colour where the view may reach beyond, else its edge."""
         return "constant" if self.resize in ("pad", "none") else "edge"
 
-    @property
+    @cached_property
     def fill(self) -> tuple[int, ...]:
         """The mean colour as uint8 values: about 0 after normalising."""
         return tuple(min(255, max(0, round(value * 255))) for value in self.mean)
