@@ -70,9 +70,9 @@ def test_an_in_place_relu_does_not_change_what_was_seen(grad):
 
 def test_an_output_overwritten_unseen_is_refused():
     net = Overwriting()
-    with torch.no_grad(), pytest.raises(StriateError, match="overwritten in place"):
-        with capture(net, ["conv"]):
-            net(torch.ones(1, 1, 2, 2))
+    overwritten = pytest.raises(StriateError, match="overwritten in place")
+    with torch.no_grad(), overwritten, capture(net, ["conv"]):
+        net(torch.ones(1, 1, 2, 2))
     assert hooks(net) == 0
 
 

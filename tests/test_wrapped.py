@@ -115,7 +115,7 @@ def test_refusals():
         wrap(nn.Sequential(nn.ReLU()))
     with pytest.raises(StriateError, match="is a net already"):
         wrap(create_net("lenet5", 10, 1))
-    with pytest.raises(StriateError, match="allowed: a torch.nn.Module"):
+    with pytest.raises(StriateError, match=r"allowed: a torch\.nn\.Module"):
         wrap("resnet18")
     with pytest.raises(StriateError, match="cannot take a picture of 1 x 16 x 16"):
         wrap(sequential(), in_channels=1, size=16)

@@ -283,10 +283,12 @@ def initialise(module: nn.Module, scheme: str) -> nn.Module:
     return module
 
 
-def finish(net: Net, scheme: str) -> Net:
-    """Draw a new net's weights by `scheme`, and the head's by "uniform", so that first logits are small."""
+def finish(net: Net, scheme: str, *, head: float = 1.0) -> Net:
+    """Draw a new net's weights by `scheme`, and the head's by "uniform" times `head`: small first logits."""
     initialise(net, scheme)
     initialise(net.head_layer, "uniform")
+    with torch.no_grad():
+        net.head_layer.weight.mul_(head)
     return net
 
 

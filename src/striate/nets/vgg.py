@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import nn
 
 from striate.core.errors import unknown
@@ -59,7 +62,28 @@ def _vgg(
         stages, head="fc8", in_channels=in_channels, size=size, name=name, fixed_size=True,
         min_size=1 if small else 32,
     )  # fmt: skip
-    return finish(net, "he")
+    # Without norms, five max pools let the scale of what they pass on grow; the first logits must not.
+    finish(net, "he", head=1.0 if batch_norm else 0.1)
+    _allow_for_padding(net)
+    return net
+
+
+def _allow_for_padding(net: Net) -> None:
+    """Raise the weights of each convolution for the part of its window that lies in the padding.
+
+    He's rule counts all k k C inputs of a unit; on a map of one pixel only one in nine is not padding, and
+    small pictures leave such maps to the last convolutions, whose signal would die out. With the mean
+    number of inputs inside the map instead, the scale is kept on maps of any size.
+    """
+    sides = list(net.input_size)
+    for name in net.stage_names:
+        layer = net.get_submodule(name)
+        if isinstance(layer, nn.MaxPool2d):
+            sides = [-(-side // 2) if layer.ceil_mode else side // 2 for side in sides]
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+            inside = math.prod((3 * side - 2) / (3 * side) for side in sides)
+            with torch.no_grad():
+                layer.weight.mul_(inside**-0.5)
 
 
 PAPER = "arXiv:1409.1556, table 1"
