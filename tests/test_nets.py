@@ -84,7 +84,7 @@ def test_lenet_at_28_and_32_is_the_same_net():
     )
 
 
-@pytest.mark.parametrize("size", [28, 32, 33, 64])
+@pytest.mark.parametrize("size", [28, 33, 64])
 @pytest.mark.parametrize("head", ["auto", "512-512", "linear"])
 def test_vgg_heads_for_small_pictures(size, head):
     net = skeleton("vgg11", 10, 1, size=size, head=head)
@@ -288,7 +288,7 @@ def test_training_reduces_the_loss_of_a_deep_plain_net():
     y = torch.tensor([0] * 8 + [1] * 8)
     optimiser = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
     losses = []
-    for _ in range(12):
+    for _ in range(10):
         optimiser.zero_grad()
         loss = F.cross_entropy(net(x), y)
         loss.backward()
