@@ -68,7 +68,7 @@ def evaluate(
         threads: processor threads; 0 takes all
         device: auto, cpu, cuda or mps
         label_column: the column of a table that holds the class, where it is not found by itself
-        out: write the scores to this .json file too
+        out: write the scores, with one entry an image, to this .json file too
     """
     from striate.core import machine
     from striate.evaluate.evaluate import evaluate as run
@@ -82,7 +82,12 @@ def evaluate(
     )  # fmt: skip
     if out:
         result.save(out)
-    return Answer(result.lines(), result.to_dict())
+    values = result.to_dict()
+    # One value an image is for the file, not for a line on the screen.
+    values["scores"] = {
+        k: v for k, v in values["scores"].items() if not hasattr(getattr(result.scores, k), "shape")
+    }
+    return Answer(result.lines(), values)
 
 
 def predict(
