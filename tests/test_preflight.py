@@ -85,7 +85,7 @@ def test_a_net_that_learns_nothing(tmp_path: Path) -> None:
 def test_too_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=100))
-    with pytest.raises(StriateError, match="GiB free, and checkpoints need"):
+    with pytest.raises(StriateError, match="MiB are free, and checkpoints need"):
         preflight(small_job(), tmp_path)
 
 

@@ -5,6 +5,7 @@ A verb is a typed function: its signature and docstring are the flags, the help 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -236,6 +237,10 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 done, 1 trouble inside, 2 the user's mistake, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A file name that the terminal's encoding cannot show is told by escapes.
+            stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())

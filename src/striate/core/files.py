@@ -49,8 +49,11 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Write `text` as UTF-8 to `path` in one step; raises as `replacing` does."""
-    return write_bytes(path, text.encode("utf-8"))
+    """Write `text` as UTF-8 to `path` in one step; raises as `replacing` does.
+
+    Parts of file names that are not UTF-8 are written as escapes, which JSON reads back as they were.
+    """
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:

@@ -47,7 +47,7 @@ class Result:
         if target.suffix == ".npz":
             return self._save_arrays(target)
         raise StriateError(
-            f"cannot save {type(self).__name__} as {target.suffix or 'a file without suffix'!r}",
+            f"cannot save {type(self).__name__} as {target.name!r}",
             allowed=[".json", ".npz", *([".csv"] if self.ROWS else [])],
         )
 

@@ -11,7 +11,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,45 @@ class Run:
             )
         return run
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Make the folder if need be and hold it for this process; its end, however it comes, lets go of it.
+
+        Without effect where the system or the file system knows no locks.
+
+        Raises:
+            StriateError: another process holds it, or it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(self.path, error) from error
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(ImportError):
+                import fcntl
+
+                handle = os.open(self.path, os.O_RDONLY)
+                held.callback(os.close, handle)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise StriateError(
+                        f"another process is training in {str(self.path)!r}",
+                        hint="wait for its end, or choose another folder with --out",
+                    ) from error
+                except OSError:
+                    pass  # some network file systems cannot lock
+            yield
+
+    def discard(self) -> None:
+        """Take away what the beginning of a run wrote, and the folder if nothing else is in it."""
+        for name in (SETTINGS, ENVIRONMENT, SPLITS, EVENTS):
+            with contextlib.suppress(OSError):
+                (self.path / name).unlink()
+        for folder in (self.checkpoints, self.path):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
     @property
     def model(self) -> Path:
         """Where the finished model lies."""
@@ -109,7 +148,7 @@ class Run:
                 # A killed process may have left half a line: end it, so that only that line is lost.
                 if file.tell() and _last_byte(file) != b"\n":
                     file.write(b"\n")
-                file.write(line.encode() + b"\n")
+                file.write(line.encode("utf-8", "backslashreplace") + b"\n")
         except OSError as error:
             raise write_error(path, error) from error
 

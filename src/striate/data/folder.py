@@ -46,7 +46,7 @@ class ClassFolders:
         for path in images:
             parts = path.split("/")
             top = split_of.get(parts[0], "all") if split_of else "all"
-            label = parts[1 if split_of else 0]
+            label = legible(parts[1 if split_of else 0])
             if len(parts) < (3 if split_of else 2) or (split_of and parts[0] not in split_of):
                 loose += 1
                 continue
@@ -158,11 +158,16 @@ def _classes(
     return tuple(classes)
 
 
-def one_class(path: str, classes: Iterable[str]) -> StriateError:
+def legible(name: str) -> str:
+    """A file name as a class name: bytes that are not UTF-8 become escapes such as \\xe9."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def one_class(path: str, classes: Iterable[str], hint: str = "") -> StriateError:
     """The error for data with a single class."""
     return StriateError(
         f"{path!r} has one class only ({', '.join(map(repr, classes)) or 'none'})",
-        hint="a classifier needs at least two: give the folder above the class folders",
+        hint=f"a classifier needs at least two: {hint or 'give the folder above the class folders'}",
     )
 
 

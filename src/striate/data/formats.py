@@ -198,10 +198,10 @@ def _missing(spec: str, place: Path) -> StriateError:
     names = sorted(entry.name for entry in parent.iterdir()) if os.access(parent, os.R_OK) else []
     wanted = place.relative_to(parent).parts[0] if place != parent else place.name
     close = near(wanted, names)
-    guess = f"did you mean {' or '.join(repr(str(parent / name)) for name in close)}? " if close else ""
+    guess = f"did you mean {' or '.join(repr(str(parent / name)) for name in close)}? G" if close else "g"
     return StriateError(
         f"there is no {spec!r}",
-        hint=f"{guess}Give the path of a folder, archive or table, or a name: {', '.join(NAMED.names())}",
+        hint=f"{guess}ive the path of a folder, archive or table, or a name: {', '.join(NAMED.names())}",
     )
 
 

@@ -38,15 +38,16 @@ class Table:
         labels: list[str] = []
         splits: list[str] = []
         notes: list[str] = []
-        for name in _tables(tree):
+        tables = _tables(tree)
+        given = f"{tree.path}/{tables[0]}" if len(tables) == 1 else tree.path
+        for name in tables:
             rows = _rows(tree, name)
             columns = _columns(rows[0], tree, name, options, rows[1:])
             notes += [f"labels: column {rows[0][columns[1]]!r} of {name}"] if columns[3] else []
             _read(rows[1:] if columns[3] else rows, columns, name, paths, labels, splits)
         if not paths:
-            raise StriateError(
-                f"the table {tree.path!r} has no rows", hint="write one row an image: path, label"
-            )
+            raise StriateError(f"the table {given!r} has no rows", hint="write one row an image: path, label")
+        every = labels
         paths, labels, splits, bad = _existing(tree, paths, labels, splits)
         paths, labels, splits = _unique(paths, labels, splits, notes)
         if options.classes is not None and _are_indices(labels, options.classes):
@@ -55,7 +56,7 @@ class Table:
             kind = "classification"
         else:
             kind, classes, targets = _targets(labels)
-        problems = [one_class(tree.path, classes)] if len(classes) < 2 and options.classes is None else []
+        problems = [] if options.classes is not None else _problems(given, classes, every, bad)
         order = (*ORDER, "all")
         by_split = sorted(range(len(paths)), key=lambda i: order.index(splits[i]))
         assigned = np.array([order.index(splits[i]) for i in by_split])
@@ -214,6 +215,22 @@ def _unique(
         notes.append(f"{twice:,} rows of the table are there twice and count once")
     keep = [first[path] for path in sorted(first, key=natural)]
     return [paths[i] for i in keep], [labels[i] for i in keep], [splits[i] for i in keep]
+
+
+def _problems(
+    given: str, classes: tuple[str, ...], labels: list[str], bad: list[tuple[str, str]]
+) -> list[StriateError]:
+    """What makes a table useless for training: classes without an image, or a single class."""
+    lost = [name for name in _targets(labels)[1] if name not in classes]
+    if lost:
+        return [
+            StriateError(
+                f"class {lost[0]!r} of the table {given!r} has no images: all that it names are missing"
+                + (f", and so it is with {len(lost) - 1} more" if len(lost) > 1 else ""),
+                hint=f"put them there ({bad[0][0]!r} is missing), or take the class out of the table",
+            )
+        ]
+    return [one_class(given, classes, "add rows of another class")] if len(classes) < 2 else []
 
 
 def _are_indices(labels: Sequence[str], classes: Sequence[str]) -> bool:

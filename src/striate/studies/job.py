@@ -27,6 +27,7 @@ from striate.train import session
 from striate.train.recipe import Recipe
 
 EVALUATION = "evaluation.json"
+SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class JobResult(Result):
     scores: dict[str, float | None]
     seconds: float | None
     notes: tuple[str, ...] = ()
+    bad: tuple[tuple[str, str], ...] = ()  # (name, reason) of the images of every split that were left out
 
     def lines(self) -> list[str]:
         """The verdict, and where everything is."""
@@ -53,6 +55,12 @@ class JobResult(Result):
                 text += f" (95% interval {100 * self.interval[0]:.2f} to {100 * self.interval[1]:.2f})"
             told.append(text)
         told += self.notes
+        if self.bad:
+            more = len(self.bad) - SHOWN
+            told.append(f"left out: {len(self.bad):,} unreadable image{'s' * (len(self.bad) > 1)}")
+            for name, reason in self.bad[:SHOWN]:
+                told.append(f"  {reason}" if name in reason else f"  {name}: {reason}")
+            told += [f"  and {more:,} more, named in the report"] if more > 0 else []
         if self.seconds is not None:
             told.append(f"trained in {collect.clock(self.seconds)}")
         told.append(f"run: {self.run}")
@@ -289,14 +297,16 @@ class _Job:
 
 
 def _result(run: Run, tested: Mapping[str, Any] | None, report: Path | None) -> JobResult:
-    times = collect.Times.of(run.events())
+    events = run.events()
+    times = collect.Times.of(events)
+    bad = collect.bad_files(events, tested.get("bad", ()) if tested else ())
     if tested is None:
-        return JobResult(run.path, report, "", 0, "", None, None, {}, times.training)
+        return JobResult(run.path, report, "", 0, "", None, None, {}, times.training, bad=bad)
     head = collect.headline(tested)
     return JobResult(
         run=run.path, report=report, split=tested["split"], n=head.n, main_name=head.name, main=head.value,
         interval=head.interval, scores=dict(tested.get("summary", {})), seconds=times.training,
-        notes=tuple(tested.get("notes", ())),
+        notes=tuple(tested.get("notes", ())), bad=bad,
     )  # fmt: skip
 
 

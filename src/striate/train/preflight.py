@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from striate.train.fit import Job
 
 IGNORE = 255
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
 
 
 def preflight(job: Job, folder: Path | None, *, seconds: float = 1.5) -> list[str]:
@@ -211,7 +211,8 @@ def check_folder(folder: Path, checkpoint: int) -> None:
     need, free = 4 * checkpoint, shutil.disk_usage(place).free
     if free < need:
         raise StriateError(
-            f"{str(folder)!r} has {free / GIB:.2f} GiB free, and checkpoints need {need / GIB:.2f}",
+            f"there is no room for {str(folder)!r}: {free / MIB:,.1f} MiB are free, and checkpoints need"
+            f" {need / MIB:,.1f}",
             hint="free some space, or choose another folder with --out",
         )
 

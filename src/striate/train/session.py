@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import statistics
@@ -16,6 +17,7 @@ from striate.core.results import Result
 from striate.core.runs import SETTINGS, SPLITS, Run, next_folder
 from striate.data.formats import open_data
 from striate.data.samples import Dataset
+from striate.train.checkpoint import LAST
 from striate.train.devices import Place, place, threads
 from striate.train.fit import Interrupted, Stop, fit
 from striate.train.preflight import preflight
@@ -78,19 +80,28 @@ def _train(data: Any, start: Start, here: Place, progress: bool) -> Run:
     """Train from a `Start` to the finished model."""
     written = start.written or {}
     count = written.get("recipe", {}).get("threads") or start.asked.threads
-    with threads(count) as computing, Progress(progress) as show:
+    with threads(count) as computing, Progress(progress) as show, contextlib.ExitStack() as held:
         dataset = open_set(data, start)
         setup = prepare(dataset, start.asked, here, computing, start.written)
         writer = Writer(Run(start.folder), setup, show)
         source = {"given": spec(data, start), "name": dataset.name, "digest": dataset.digest()}
-        on_first(here, lambda: writer.open(start.written is not None, source))
-        if not writer.restore() and start.asked.preflight:
-            writer.note(on_first(here, lambda: preflight(setup.job, start.folder)))
-        try:
-            with Stop().listening() as stop:
-                done = fit(setup.job, writer.listen, due=show.due, stop=stop)
-        finally:
-            setup.close()
+        held.callback(setup.close)
+        begun = start.written is not None and (writer.run.checkpoints / LAST).exists()
+
+        def opened() -> list[str]:
+            # What is wrong is said before anything is written.
+            check = start.asked.preflight and not begun
+            warnings = preflight(setup.job, start.folder) if check else []
+            held.enter_context(writer.run.alone())
+            writer.open(start.written is not None, source)
+            return warnings
+
+        warnings = on_first(here, opened)
+        if begun:
+            writer.restore()
+        writer.note(warnings)
+        with Stop().listening() as stop:
+            done = fit(setup.job, writer.listen, due=show.due, stop=stop)
     if not done:
         raise Interrupted(stop.number or 15, str(start.folder))
     return writer.run
@@ -166,7 +177,8 @@ def begin(data: Any, wanted: Recipe, named: Collection[str] | None, out: Any, re
     """Where to begin: a new folder, or an earlier part with settings that agree with `wanted`.
 
     Raises:
-        StriateError: nothing to resume, a folder in use, or settings that differ from the run's.
+        StriateError: nothing to resume, a folder in use or within the data, or settings that differ from the
+            run's.
     """
     folder = find_folder(data, wanted, out, resume)
     if resume and (folder / SETTINGS).exists():
@@ -188,6 +200,13 @@ def begin(data: Any, wanted: Recipe, named: Collection[str] | None, out: Any, re
         raise StriateError(
             f"{str(folder)!r} already holds a run",
             hint="continue it with --resume, or choose another folder with --out",
+        )
+    images = data.path if isinstance(data, Dataset) else os.fspath(data)
+    if images and Path(images).is_dir() and folder.resolve().is_relative_to(Path(images).resolve()):
+        # Its files would be a part of the data the next time.
+        raise StriateError(
+            f"the run folder {str(folder)!r} lies within the data {images!r}",
+            hint="choose a folder outside of them with --out",
         )
     return Start(folder, wanted, None)
 

@@ -12,7 +12,7 @@ import torch
 
 from striate.core import settings
 from striate.core.errors import BadModelFile, StriateError
-from striate.core.runs import SPLITS, Run
+from striate.core.runs import SETTINGS, SPLITS, Run
 from striate.model import Model
 from striate.train.checkpoint import (
     BEST,
@@ -44,7 +44,21 @@ class Writer:
     # --- taking up --------------------------------------------------------------------------------------
 
     def open(self, resumed: bool, data: Mapping[str, Any]) -> None:
-        """Make or open the folder, with settings and splits in it; remove what a kill left half-written."""
+        """Make or open the folder, with settings and splits in it; remove what a kill left half-written.
+
+        Raises:
+            StriateError: it already holds a run, or cannot be written; what a new run wrote is gone again.
+        """
+        if resumed or (self.run.path / SETTINGS).exists():
+            self._open(resumed, data)
+            return
+        try:
+            self._open(resumed, data)
+        except StriateError:
+            self.run.discard()
+            raise
+
+    def _open(self, resumed: bool, data: Mapping[str, Any]) -> None:
         setup = self.setup
         values = {
             "data": dict(data),
@@ -60,7 +74,7 @@ class Writer:
         else:
             clean(self.run.path)
             Run.create(self.run.path, values)
-        if not (self.run.path / SPLITS).exists():
+        if not resumed or not (self.run.path / SPLITS).exists():
             setup.dataset.write_splits(self.run.path / SPLITS)
         job = setup.job
         self.run.event(
@@ -172,7 +186,7 @@ class Writer:
         )
         summary = f"done: {self.run.model}  {clock(job.state.seconds)}"
         if self._bad:
-            summary += f"  {len(self._bad)} unreadable images left out"
+            summary += f"  {len(self._bad)} unreadable image{'s' * (len(self._bad) > 1)} left out"
         self.progress.line(summary)
 
     def model(self, job: Job) -> Model:
