@@ -19,6 +19,8 @@ from striate.core.errors import StriateError
 from striate.core.runs import Run
 from striate.train import session
 from striate.train.checkpoint import LAST, read_checkpoint
+from striate.train.fit import Interrupted
+from striate.train.writer import Writer
 
 TINY: dict[str, Any] = {
     "net": "lenet5", "epochs": 4, "batch": 128, "optimizer": "adamw", "lr": 2e-3, "ema": 0.9, "clip": 1.0,
@@ -116,6 +118,56 @@ def test_threads_are_kept_when_resuming(tmp_path: Path) -> None:
     assert run.settings()["recipe"]["threads"] == 1
     assert run.events()[-2]["threads"] == 1
     assert result(run.path) == before
+
+
+def test_device_and_precision_are_kept_when_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = quick(tmp_path / "run", epochs=1, device="cpu", amp="auto")
+    asked = []
+
+    def noted(device: str, amp: str) -> Any:
+        asked.append((device, amp))
+        return place(device, amp)
+
+    place = session.place
+    monkeypatch.setattr(session, "place", noted)
+    session.train(resume=run.path, epochs=2, progress=False)
+    session.train(resume=run.path, epochs=2, device="cpu", progress=False)
+    assert asked == [("cpu", "auto")] * 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "muon", "first_layer": "whitened", "net": "airbench", "net_options": {"width": 4}},
+        {"optimizer": "sgd", "net": "mlp", "net_options": {"dropout": 0.5, "hidden": 30}, "accumulate": 3},
+        {"schedule": "plateau", "plateau": 1, "patience": 2, "ema": 0.0, "class_weights": "balanced"},
+    ],
+    ids=["muon and a whitened layer", "dropout and accumulation", "plateau and early stopping"],
+)
+def test_stopped_in_the_middle_of_an_epoch_the_bytes_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    settings = {"epochs": 3, "test": 0.8, "batch": 32, "workers": 0, "size": 9} | settings
+    straight = quick(tmp_path / "straight", **settings)
+    listen, steps = Writer.listen, []
+
+    def stop_at_some(self: Writer, event: str, job: Any) -> None:
+        listen(self, event, job)
+        steps.append(event)
+        if event == "step" and steps.count("step") in (1, 4, 12):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Writer, "listen", stop_at_some)
+    folder = tmp_path / "run"
+    stopped = 0
+    for _ in range(5):
+        try:
+            quick(folder, **settings, resume=True)
+            break
+        except Interrupted:
+            stopped += 1
+    assert stopped >= 2
+    assert result(folder) == result(straight.path)
 
 
 def test_a_finished_run_is_extended(tmp_path: Path) -> None:

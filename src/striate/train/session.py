@@ -57,7 +57,7 @@ def train(
 
     data: a path, a name or an open data set; may be left out when resuming.
     recipe, changes: the settings, and single ones of them by name. out: the run folder; by default
-    runs/DATA-NET-N. resume: continue the run in `out` (which is begun when it is not there yet), or in the
+    runs/NET-DATA-N. resume: continue the run in `out` (which is begun when it is not there yet), or in the
     folder named. On the CPU the result has the same bytes as if the run had never stopped; a larger `epochs`
     extends a run, with the learning-rate schedule of the new length from there on. When resuming, only the
     settings named in `given` (None: all of `recipe`, or else `changes`) are compared with the run's.
@@ -71,7 +71,7 @@ def train(
     wanted = base.with_(**changes)
     named = set(given) if given is not None else None if recipe is not None else set()
     named = None if named is None else named | set(changes)
-    with place(wanted.device, wanted.amp) as here:
+    with place(*where(data, wanted, named, out, resume)) as here:
         start = on_first(here, lambda: begin(data, wanted, named, out, resume))
         return _train(data, start, here, progress and here.first)
 
@@ -171,6 +171,22 @@ def open_set(data: Any, start: Start) -> Dataset:
             hint="give the same images, labels and splits, or start a new run with --out",
         )
     return dataset
+
+
+def where(data: Any, wanted: Recipe, named: Collection[str] | None, out: Any, resume: Any) -> tuple[str, str]:
+    """Device and precision to compute with: a resumed run keeps those that it was begun with.
+
+    Raises:
+        StriateError: there is no run to resume, or its settings cannot be read.
+    """
+    folder = find_folder(data, wanted, out, resume) if resume else None
+    if folder is None or not (folder / SETTINGS).exists():
+        return wanted.device, wanted.amp
+    begun = settings.from_dict(Recipe, Run.open(folder).settings().get("asked", {}))
+    device, amp = (
+        getattr(wanted if named is None or name in named else begun, name) for name in ("device", "amp")
+    )
+    return device, amp
 
 
 def begin(data: Any, wanted: Recipe, named: Collection[str] | None, out: Any, resume: Any) -> Start:

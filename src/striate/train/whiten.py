@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -11,8 +13,8 @@ from striate.core.errors import BadImage, StriateError
 from striate.data.preprocess import Preprocess
 from striate.data.samples import Split
 
-# Training images whose patches are looked at, evenly spaced over the split.
-IMAGES = 5000
+# What is looked at: images evenly spaced over the split, at most so many and of so many pixels together.
+IMAGES, PIXELS = 5000, 5000 * 32 * 32
 
 
 def first_convolution(net: nn.Module) -> nn.Conv2d:
@@ -52,12 +54,14 @@ def whiten(net: nn.Module, split: Split, preprocess: Preprocess) -> None:
 
 
 def sample_images(split: Split, preprocess: Preprocess) -> Tensor:
-    """At most `IMAGES` training images as the net sees them: (N, C, H, W) float32."""
-    chosen = np.unique(np.linspace(0, len(split) - 1, min(IMAGES, len(split))).astype(np.int64))
+    """Some training images as the net sees them: (N, C, H, W) float32."""
+    # Large images have as many patches in fewer: what is held in memory does not grow with their size.
+    count = min(IMAGES, max(1, PIXELS // math.prod(preprocess.size or (1, 1))), len(split))
+    chosen = np.unique(np.linspace(0, len(split) - 1, count).astype(np.int64))
     views = []
     for number in chosen.tolist():
         try:
-            image = split.image(number, channels=preprocess.channels)
+            image = split.image(number, at_least=preprocess.at_least(), channels=preprocess.channels)
         except BadImage:
             continue
         views.append(preprocess.view(image))
