@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -183,37 +182,6 @@ def test_predicting_leaves_the_net_as_it_was_also_when_it_fails() -> None:
     with pytest.raises(ZeroDivisionError):
         model.predict(grey(9))
     assert (model.net.training, model.net.drop.training) == (True, False)
-
-
-def test_outputs_of_a_loader_are_those_of_predict() -> None:
-    model = small_model()
-    model.net.train()
-    images = np.random.default_rng(0).integers(0, 256, (10, 28, 28, 1), dtype=np.uint8)
-    batches = [
-        SimpleNamespace(
-            images=model.preprocess.normalise(images[i : i + 4]), index=np.arange(i, min(i + 4, 10))
-        )
-        for i in range(0, 10, 4)
-    ]
-    for source in (batches, SimpleNamespace(batches=lambda epoch: iter(batches))):
-        pairs = list(model.outputs(source))
-        assert [len(batch.index) for _, batch in pairs] == [4, 4, 2]
-        outputs = torch.cat([outputs for outputs, _ in pairs])
-        assert outputs.argmax(1).tolist() == [answer.index for answer in model.predict(images)]
-        assert torch.allclose(outputs, model.forward(images), atol=1e-5)
-    assert model.net.training
-
-
-def test_a_broken_off_iteration_restores_the_net_and_leaks_no_mode() -> None:
-    model = small_model()
-    model.net.train()
-    batch = SimpleNamespace(images=torch.zeros(1, 1, 28, 28))
-    iteration = model.outputs([batch, batch])
-    next(iteration)
-    assert not torch.is_inference_mode_enabled()
-    assert torch.is_grad_enabled()
-    iteration.close()
-    assert model.net.training
 
 
 def test_a_net_with_another_number_of_outputs_is_refused() -> None:

@@ -30,6 +30,7 @@ from striate.tasks.task import Task
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 ON_ERROR = ("raise", "skip")
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 class Answers(list[Any]):
@@ -49,6 +50,7 @@ class Model:
 
     net: the network; task: what it answers; preprocess: how an image becomes its input;
     card: plain facts that travel with the weights (name, scores, origin, licence, recipe).
+    path: the file that it was loaded from, else None.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Model:
         self.task = task
         self.preprocess = preprocess
         self.card: dict[str, Any] = dict(card or {})
+        self.path: Path | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -80,13 +83,17 @@ class Model:
         """Move the net's weights ("auto": to an accelerator if there is one); returns the model itself.
 
         Raises:
-            StriateError: there is no such device.
+            StriateError: PyTorch does not know such a device, or this machine does not have it.
         """
         if device == "auto":
             mps = torch.backends.mps.is_available()
             device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
         try:
-            self.net.to(device)
+            place = torch.device(device)
+        except RuntimeError:
+            raise unknown("device", device, DEVICES) from None
+        try:
+            self.net.to(place)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise StriateError(f"device {str(device)!r} is not there", hint="give 'auto' or 'cpu'") from error
         return self
@@ -94,26 +101,12 @@ class Model:
     def forward(self, views: NDArray[np.uint8] | Tensor) -> Tensor:
         """The net's outputs for a batch of views (N, H, W, C) uint8, as `preprocess.view` gives them.
 
-        Normalised, in evaluation mode, without gradients; float32, on the net's device.
+        Normalised, in evaluation mode, without gradients; float32, on the net's device. Prediction and
+        evaluation both count by this path. The net's modes are left as they were found.
         """
         batch = torch.from_numpy(views) if isinstance(views, np.ndarray) else views
-        with evaluating(self.net):
-            return self._run(self.preprocess.normalise(batch.to(self.device)))
-
-    def outputs(self, batches: Any) -> Iterator[tuple[Tensor, Any]]:
-        """The pairs (outputs, batch) of a loader, or of any iterable of batches with normalised `images`.
-
-        Evaluation and prediction both count by this path: evaluation mode, no gradients, float32. The net
-        is left as it was found when the iteration ends.
-        """
-        source = batches.batches(0) if hasattr(batches, "batches") else batches
-        with evaluating(self.net):
-            for batch in source:
-                yield self._run(batch.images.to(self.device, non_blocking=True)), batch
-
-    def _run(self, images: Tensor) -> Tensor:
-        # Entered for each batch: around a `yield` the mode would leak into the caller's code.
-        with torch.inference_mode():
+        images = self.preprocess.normalise(batch.to(self.device))
+        with evaluating(self.net), torch.inference_mode():
             outputs: Tensor = self.net(images)
             return outputs.float()
 
@@ -313,7 +306,9 @@ def _from_file(kind: type[Model], path: Path, net: nn.Module | None) -> Model:
             **modelfile.optional_part(header, "card"),
             "scores": modelfile.optional_part(header, "scores"),
         }
-        return kind(net.eval(), task, preprocess, card)
+        model = kind(net.eval(), task, preprocess, card)
+        model.path = path
+        return model
     except BadModelFile:
         raise
     except StriateError as error:

@@ -52,6 +52,11 @@ class Raw:
     problems: list[StriateError] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
 
+    def split(self, name: str, rows: Integers) -> Split:
+        """The images at these rows of the pool as a split."""
+        targets = None if self.targets is None else self.targets[rows]
+        return Split(name, self.pool, rows, targets, masks=self.masks, lookup=self.lookup)
+
 
 class Format(Protocol):
     """One layout of files. `rank` in its registration orders the asking: the smallest is asked first."""
@@ -107,27 +112,11 @@ def open_data(
         splits, notes = carve(
             names, raw.targets, raw.splits, val=val, test=test, seed=seed, contiguous=ordered
         )
-    parts = [
-        Split(
-            name,
-            raw.pool,
-            rows,
-            None if raw.targets is None else raw.targets[rows],
-            masks=raw.masks,
-            lookup=raw.lookup,
-        )
-        for name, rows in splits.items()
-    ]
+    parts = [raw.split(name, rows) for name, rows in splits.items()]
     dataset = Dataset(
-        _title(text),
-        raw.kind,
-        raw.classes,
-        parts,
-        path=text,
-        bad=raw.bad,
-        notes=raw.notes + notes,
+        _title(text), raw.kind, raw.classes, parts, path=text, bad=raw.bad, notes=raw.notes + notes,
         problems=raw.problems,
-    )
+    )  # fmt: skip
     return dataset if classes is None else dataset.aligned_to(classes)
 
 
@@ -275,7 +264,7 @@ def _joined(paths: dict[str, str], options: Options, opened: Raw | None = None) 
         raws[split] = (
             _open_tree(archive_tree(place), options)
             if place.is_file() and is_archive(place)
-            else open_path(path)
+            else open_path(path, options)
         )
     if list(raws) == ["all"]:
         return raws["all"]

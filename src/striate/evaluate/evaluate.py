@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,17 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from striate.core.errors import BadImage, StriateError, unknown
+from striate.core.errors import BadImage, StriateError
 from striate.core.machine import processors
 from striate.core.results import Result
-from striate.data.formats import open_data
 from striate.data.samples import Dataset, Split
+from striate.evaluate.opening import images_to_test
 from striate.evaluate.protocols import Protocol, View, parse_protocol
 from striate.evaluate.runner import Runner, Views
 from striate.model import Model, load
 from striate.tasks.task import Scores
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
 # Images that one loader thread takes at a time at most: small pictures would drown in hand-overs.
 CHUNK = 16
 SHOWN = 10
@@ -128,9 +126,10 @@ def evaluate(
     """Test a model on a split of a data set by a protocol.
 
     model: a Model, or what `load` takes. data: a Dataset, or what `open_data` takes, with its options in
-    `opening`; its classes are matched to the model's by name. split: where there is no "test", "val" is
-    taken and a note says so. batch: views a forward pass. device: auto, cpu, cuda or mps; None leaves the
-    model where it is. threads: for loading and computing; None or 0 takes all processors.
+    `opening`; its classes are matched to the model's by name. The data that the model was trained on keep
+    the splits of the training; other data that come without splits are tested whole. split: where there is
+    no "test", "val" is taken and a note says so. batch: views a forward pass. device: auto, cpu, cuda or mps;
+    None leaves the model where it is. threads: for loading and computing; None or 0 takes all processors.
     Unreadable images are left out, named and counted.
 
     Raises:
@@ -143,9 +142,9 @@ def evaluate(
     chosen = parse_protocol(protocol)
     loaded = model if isinstance(model, Model) else load(model)
     runner = Runner(chosen, loaded, batch=batch)
-    opened = _open(data, loaded, opening)
-    samples, notes = _split(opened, split)
-    _move(loaded, device)
+    opened, samples, notes = images_to_test(data, loaded, split, opening)
+    if device is not None:
+        loaded.to(device)
     with _threads(threads):
         scores, late, seconds, waited = _score(runner, samples, threads or processors())
     return Evaluation(
@@ -263,75 +262,6 @@ def _stack(targets: list[Any]) -> Tensor:
     if values.dtype == np.uint8 and values.ndim == 2:
         return torch.from_numpy(values.astype(np.float32))
     return torch.from_numpy(values.astype(np.int64))
-
-
-def _open(data: Dataset | str | os.PathLike[str], model: Model, opening: Mapping[str, Any]) -> Dataset:
-    """The data with the model's classes.
-
-    Raises:
-        StriateError: an unknown option, data of another kind, or classes that the model does not have.
-    """
-    known = [name for name in inspect.signature(open_data).parameters if name not in ("spec", "classes")]
-    for name in opening:
-        if name not in known:
-            raise unknown(
-                "option of evaluate", name, [*known, "split", "protocol", "batch", "device", "threads"]
-            )
-    if isinstance(data, Dataset):
-        opened = data
-    else:
-        # An only or an empty class is a fault of training data, not of a test.
-        options = {"strict": False, **{k: v for k, v in opening.items() if v is not None}}
-        opened = open_data(data, classes=model.classes, **options)
-    if opened.kind != model.task.name:
-        raise StriateError(
-            f"data {opened.name!r} is annotated for {opened.kind}, the model does {model.task.name}",
-            hint="give data of the model's kind",
-        )
-    try:
-        return opened.aligned_to(model.classes)
-    except StriateError as error:
-        theirs, ours = _some(opened.classes), _some(model.classes)
-        raise StriateError(
-            f"the classes of data {opened.name!r} ({theirs}) are not those of the model ({ours})",
-            hint=error.given,
-        ) from error
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:SHOWN])
-    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
-
-
-def _split(data: Dataset, name: str) -> tuple[Split, list[str]]:
-    """The split to test on, and what there is to say of it.
-
-    Raises:
-        StriateError: there is none of this name; "test" falls back on "val".
-    """
-    notes = []
-    if name == "test" and "test" not in data.splits and "val" in data.splits:
-        name = "val"
-        notes.append(f"{data.name} has no split 'test': tested on 'val', which training may have looked at")
-    found = data.split(name)
-    if name in ("train", "all"):
-        notes.append(f"split {name!r} may hold images that the model was trained on")
-    return found, notes
-
-
-def _move(model: Model, device: str | None) -> None:
-    if device is None:
-        return
-    kind = device.partition(":")[0]
-    if kind not in DEVICES:
-        raise unknown("device", device, DEVICES)
-    if kind == "auto":
-        mps = torch.backends.mps.is_available()
-        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    try:
-        model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise StriateError(f"device {device!r} is not there", hint="leave it 'auto', or give cpu") from error
 
 
 @contextlib.contextmanager
