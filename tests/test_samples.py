@@ -17,10 +17,12 @@ from PIL import Image
 from striate.core.errors import BadImage, StriateError
 from striate.data.classes import match_class, renumber
 from striate.data.formats import open_data
-from striate.data.pools import ArrayPool, FilePool, JoinedPool, Texts, read_file, with_channels
+from striate.data.pools import ArrayPool, FilePool, JoinedPool, Texts, read_file
 from striate.data.samples import Dataset, Split
 from striate.data.splits import carve, draw, read_splits, strata
 from striate.data.trees import natural
+from striate.images.decode import to_image
+from striate.images.draw import encode_png
 
 
 def toy(count: int = 10, classes: int = 2) -> Dataset:
@@ -69,12 +71,16 @@ def test_contiguous_pictures_are_a_view() -> None:
     assert np.shares_memory(whole, part)
 
 
-def test_grey_and_colour_agree_with_pillow() -> None:
-    rng = np.random.default_rng(1)
-    colour = rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)
-    grey = with_channels(colour, 1)
-    assert np.array_equal(grey[..., 0], np.asarray(Image.fromarray(colour).convert("L")))
-    assert np.array_equal(with_channels(grey, 3), np.repeat(grey, 3, axis=2))
+@pytest.mark.parametrize(("stored", "wanted"), [(3, 1), (1, 3), (3, 3)])
+def test_pictures_in_memory_files_and_arrays_are_one_image(stored: int, wanted: int) -> None:
+    # Colours whose grey two ways of rounding tell apart are among so many.
+    picture = np.random.default_rng(1).integers(0, 256, (120, 120, stored), dtype=np.uint8)
+    kept = Split.from_arrays("test", picture[None], [0]).image(0, channels=wanted)
+    assert np.array_equal(kept, to_image(picture, channels=wanted))
+    assert np.array_equal(kept, to_image(encode_png(picture), channels=wanted))
+    if wanted == 1:
+        pillow = np.asarray(Image.fromarray(picture).convert("L")).astype(int)
+        assert abs(kept[..., 0] - pillow).max() <= 1
 
 
 def test_a_split_refuses_targets_of_another_length() -> None:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from striate.core.errors import BadImage, StriateError
 from striate.core.machine import processors
 from striate.core.results import Result
-from striate.data.pools import IGNORE, with_channels
+from striate.data.pools import IGNORE
 from striate.data.samples import Dataset, Split
+from striate.images.colour import to_grey
 from striate.images.decode import decode, header
 from striate.images.geometry import resize
 
@@ -193,7 +194,7 @@ class _Prints:
         if split.pool.pictures is not None:
             picture = split.pool.pictures[int(split.rows[index])]
             height, width, channels = picture.shape
-            grey = with_channels(picture, 1)
+            grey = to_grey(picture)
         else:
             facts = header(data)
             height, width, channels = facts.height, facts.width, facts.channels

@@ -162,17 +162,3 @@ class JoinedPool:
         """The bytes of image `row`; raises BadImage."""
         part = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self.pools[part].read(row - int(self._starts[part]))
-
-
-def with_channels(image: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
-    """(H, W, 1 or 3) uint8 as (H, W, channels).
-
-    Grey = 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601), rounded.
-    """
-    if image.shape[2] == channels:
-        return image
-    if channels == 3:
-        return np.ascontiguousarray(np.broadcast_to(image[:, :, :1], (*image.shape[:2], 3)))
-    # The sixteen-bit weights of libjpeg and Pillow, so that in-memory and decoded images agree.
-    weights = np.array([19595, 38470, 7471], dtype=np.uint32)
-    return ((image @ weights + 0x8000) >> 16).astype(np.uint8)[..., None]

@@ -18,7 +18,8 @@ from striate.core.errors import BadImage, StriateError, unknown
 from striate.core.files import write_text
 from striate.core.machine import processors
 from striate.data.classes import match_class, renumber
-from striate.data.pools import ArrayPool, Integers, Pool, with_channels
+from striate.data.pools import ArrayPool, Integers, Pool
+from striate.images.colour import to_uint8
 from striate.images.decode import decode, decode_index, header
 
 KINDS = ("classification", "multi-label", "segmentation")
@@ -101,7 +102,7 @@ class Split:
         """
         row = int(self.rows[index])
         if self.pool.pictures is not None:
-            return with_channels(self.pool.pictures[row], channels)
+            return to_uint8(self.pool.pictures[row], channels)
         try:
             return decode(self.pool.read(row), at_least=at_least, channels=channels)
         except BadImage as error:
