@@ -17,7 +17,7 @@ from striate.core.errors import StriateError
 from striate.core.settings import setting
 from striate.data.preprocess import Preprocess
 from striate.evaluate.center import Center
-from striate.evaluate.protocols import PROTOCOLS, Protocol, Sum, View, outputs_of, parse_protocol
+from striate.evaluate.protocols import PROTOCOLS, Protocol, Sum, View, parse_protocol
 from striate.evaluate.runner import Runner
 from striate.images import geometry
 from striate.model import Model
@@ -212,12 +212,12 @@ def test_outputs_of_a_posterior_have_that_posterior(task: str) -> None:
     model = conv_model(task)
     posterior = model.task.posterior(torch.linspace(-30, 30, 24).reshape(2, 3, 2, 2))
     torch.testing.assert_close(
-        model.task.posterior(outputs_of(posterior, model.task)), posterior, rtol=1e-4, atol=2e-7
+        model.task.posterior(model.task.outputs_of(posterior)), posterior, rtol=1e-4, atol=2e-7
     )
 
 
 def test_posteriors_that_underflow_stay_finite() -> None:
     model = conv_model()
-    outputs = outputs_of(torch.tensor([[1.0, 0.0, 0.0]]), model.task)
+    outputs = model.task.outputs_of(torch.tensor([[1.0, 0.0, 0.0]]))
     assert bool(outputs.isfinite().all())
     torch.testing.assert_close(model.task.posterior(outputs), torch.tensor([[1.0, 0.0, 0.0]]))

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from striate.core.errors import StriateError
 from striate.core.results import Result
+from striate.data.pools import IGNORE
 from striate.data.preprocess import Preprocess
 from striate.data.samples import Dataset, Split
-from striate.tasks.task import IGNORE, TASKS, Task, make_task
+from striate.tasks.task import TASKS, Task, make_task
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
 N, SIDE = 12, 5

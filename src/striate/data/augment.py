@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from striate.core.errors import StriateError
 from striate.data import philox
 from striate.data.augmentations import AUGMENTATIONS, Augmentation, Colour, Crop, Floats, Geometry, build
-from striate.data.preprocess import IGNORE, Preprocess
+from striate.data.pools import IGNORE
+from striate.data.preprocess import Preprocess
 from striate.images import geometry
 
 __all__ = ["AUGMENTATIONS", "NONE", "Pipeline", "parse"]

@@ -17,9 +17,9 @@ from torch import Tensor
 from striate.core import settings
 from striate.core.errors import BadImage, StriateError
 from striate.core.settings import setting
+from striate.data.pools import IGNORE
 from striate.images import geometry
 
-IGNORE = 255
 RESIZES = ("crop", "squash", "pad", "none")
 INTERPOLATIONS = ("bilinear", "bicubic", "area", "nearest")
 MAX_SIDE = 16384

@@ -18,7 +18,6 @@ from striate.core import settings
 from striate.core.errors import StriateError, unknown
 from striate.core.registry import Registry
 from striate.core.settings import setting
-from striate.tasks.classification import MultiLabel
 
 if TYPE_CHECKING:
     from striate.data.preprocess import Preprocess
@@ -202,15 +201,7 @@ def mean_of_posteriors(outputs: Tensor, task: Task) -> Tensor:
     if len(outputs) == 1:
         return outputs[0]
     each = task.posterior(outputs.flatten(0, 1)).reshape(outputs.shape)
-    return outputs_of(each.mean(0), task)
-
-
-def outputs_of(posterior: Tensor, task: Task) -> Tensor:
-    """Outputs (N, K, ...) that have this posterior: its logarithm, or for independent labels its log odds."""
-    if isinstance(task, MultiLabel):
-        return torch.logit(posterior, eps=1e-7)
-    # A probability that underflowed to 0 keeps a finite logarithm: no infinity reaches the scores.
-    return posterior.clamp_min(torch.finfo(torch.float32).tiny).log()
+    return task.outputs_of(each.mean(0))
 
 
 def _split(text: str) -> list[str]:

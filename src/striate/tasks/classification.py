@@ -180,6 +180,10 @@ class MultiLabel(_Classifier):
         """Sigmoid in float32; (N, K), each 0 to 1."""
         return outputs.float().sigmoid()
 
+    def outputs_of(self, posterior: Tensor) -> Tensor:
+        """The log odds: outputs whose sigmoid is the posterior."""
+        return torch.logit(posterior, eps=1e-7)
+
     def decode(
         self,
         outputs: Tensor,

@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from striate.core.errors import StriateError
 from striate.core.results import Result
+from striate.data.pools import IGNORE
 from striate.images import draw, geometry
 from striate.tasks import metrics
 from striate.tasks.task import (
-    IGNORE,
     TASKS,
     Scorer,
     Scores,

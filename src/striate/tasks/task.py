@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from striate.data.samples import Dataset
     from striate.nets.net import Net
 
-IGNORE = 255
 WEIGHTINGS = ("none", "balanced")
 State = dict[str, NDArray[Any]]
 
@@ -126,6 +125,11 @@ class Task(ABC):
     @abstractmethod
     def posterior(self, outputs: Tensor) -> Tensor:
         """Probabilities, float32, of the same shape as `outputs`."""
+
+    def outputs_of(self, posterior: Tensor) -> Tensor:
+        """Outputs that have this posterior, the inverse of `posterior`: for a softmax its logarithm."""
+        # A probability that underflowed to 0 keeps a finite logarithm: no infinity reaches the scores.
+        return posterior.clamp_min(torch.finfo(torch.float32).tiny).log()
 
     @abstractmethod
     def decode(
