@@ -135,12 +135,6 @@ def test_captions_and_bars() -> None:
     captioned = draw.caption(PICTURE, "châtaigne\n栗")
     assert captioned.shape == (12 + 18, 17, 3)
     np.testing.assert_array_equal(captioned[:12], PICTURE)
-    bars = draw.label_bars(["cat", "dog"], [1.0, 0.0], width=100)
-    assert bars.shape == (36, 100, 3)
-    assert bars[2, 99].tolist() == [170, 205, 240]
-    assert bars[20, 99].tolist() == [255, 255, 255]
-    with pytest.raises(StriateError, match="labels"):
-        draw.label_bars(["cat"], [])
 
 
 def test_files_come_back(tmp_path: Path) -> None:

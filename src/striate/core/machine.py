@@ -1,4 +1,4 @@
-"""The machine that a verb runs on: processors and the memory allocator."""
+"""The machine that a verb runs on: processors, the memory allocator, the cache folder, the network."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import sys
+from pathlib import Path
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 
@@ -31,3 +32,15 @@ def keep_heap() -> bool:
         kept = any(mallopt(M_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25))
         return kept and bool(mallopt(M_TRIM_THRESHOLD, -1))
     return False
+
+
+def cache_folder() -> Path:
+    """The folder for downloads: STRIATE_CACHE, else `striate` in XDG_CACHE_HOME or ~/.cache."""
+    if chosen := os.environ.get("STRIATE_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "striate"
+
+
+def offline() -> bool:
+    """Whether STRIATE_OFFLINE forbids the network: set, and not 0."""
+    return os.environ.get("STRIATE_OFFLINE", "0") not in ("", "0")

@@ -64,7 +64,8 @@ def from_dict(kind: type[S], values: Mapping[str, Any]) -> S:
     """Build a settings dataclass from a mapping; `-` and `_` are the same, mappings may be nested.
 
     Raises:
-        StriateError: an unknown key (with the nearest valid one), a missing key, or a value that `check` refuses.
+        StriateError: an unknown key (with the nearest valid one), a missing key, or a value that `check`
+            refuses.
     """
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]

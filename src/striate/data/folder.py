@@ -29,7 +29,7 @@ class ClassFolders:
         return any("/" in file for file in tree.images) or (bool(tree.folders) and not tree.files)
 
     def open(self, tree: Tree, options: Options) -> Raw:
-        """Read the names; raises StateError, see `data.formats.open_data`."""
+        """Read the names; raises StriateError, see `data.formats.open_data`."""
         images = tree.images
         if not images:
             raise no_images(tree)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from striate.core.errors import StriateError
 from striate.core.files import replacing
+from striate.core.machine import cache_folder, offline
 from striate.data.formats import FORMATS, NAMED, Options, Raw, open_path
 from striate.data.idx import raw_arrays
 from striate.data.trees import FolderTree, Tree
@@ -35,13 +36,6 @@ CIFAR_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd
 CIFAR_SIDE, CIFAR_RECORD = 32, 1 + 3 * 32 * 32
 TIMEOUT = 30.0
 MOST_DOWNLOAD = 1 << 30
-
-
-def cache_folder() -> Path:
-    """The folder for downloads: STRIATE_CACHE, else striate in XDG_CACHE_HOME or ~/.cache."""
-    if chosen := os.environ.get("STRIATE_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "striate"
 
 
 def data_folders() -> list[Path]:
@@ -160,7 +154,7 @@ def fetch(url: str, sha256: str, target: Path, hint: str) -> Path:
     """
     if target.is_file():
         return target
-    if os.environ.get("STRIATE_OFFLINE", "0") not in ("", "0"):
+    if offline():
         raise StriateError(f"{target.name} is not on this machine, and STRIATE_OFFLINE is set", hint=hint)
     total, digest = 0, hashlib.sha256()
     try:

@@ -40,7 +40,7 @@ class Idx:
         return any(NAME.match(file) for file in tree.files)
 
     def open(self, tree: Tree, options: Options) -> Raw:
-        """Read all files; raises StateError, see `data.formats.open_data`."""
+        """Read all files; raises StriateError, see `data.formats.open_data`."""
         found: dict[tuple[str, str], str] = {}
         for file in tree.files:
             if match := NAME.match(file):

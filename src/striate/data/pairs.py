@@ -56,7 +56,7 @@ class Pairs:
         return matched > 0 and 2 * matched >= len(masks)
 
     def open(self, tree: Tree, options: Options) -> Raw:
-        """Pair the files and find the classes; raises StateError, see `data.formats.open_data`."""
+        """Pair the files and find the classes; raises StriateError, see `data.formats.open_data`."""
         images, masks = _sides(tree, strict=True)
         keys = [key for key in images if key in masks]
         alone = [images[key] for key in images if key not in masks]

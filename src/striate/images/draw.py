@@ -129,28 +129,6 @@ def caption(image: Bytes, text: str, height: int = 18) -> Bytes:
     return np.concatenate([picture, np.asarray(bar)], axis=0)
 
 
-def label_bars(
-    labels: Sequence[str], probabilities: Sequence[float], width: int = 260, row: int = 18
-) -> Bytes:
-    """One row a label: a bar as long as its probability (0 to 1), the name and the per cent on it.
-
-    Raises:
-        StriateError: unequal numbers of labels and probabilities, or none.
-    """
-    if len(labels) != len(probabilities) or not labels:
-        raise StriateError(
-            f"{len(labels)} labels and {len(probabilities)} probabilities", allowed="one for each"
-        )
-    canvas = Image.new("RGB", (width, row * len(labels)), "white")
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default()
-    for i, (label, probability) in enumerate(zip(labels, probabilities, strict=True)):
-        length = round((width - 1) * min(max(float(probability), 0.0), 1.0))
-        pen.rectangle((0, i * row + 1, length, (i + 1) * row - 2), fill=(170, 205, 240))
-        line = f"{100 * probability:5.1f}%  {label}".encode("latin-1", "replace").decode("latin-1")
-        pen.text((4, i * row + 3), line, fill="black", font=font)
-    return np.array(canvas)
-
-
 def encode_png(image: Bytes) -> bytes:
     """uint8 (H, W), (H, W, 1) or (H, W, 3) as the bytes of a PNG file, without loss."""
     grey = image.ndim == 2 or image.shape[2] == 1

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from striate.core.errors import BadModelFile, StriateError, unknown
+from striate.core.machine import cache_folder
 from striate.nets.net import NETS, Net, skeleton
 
 N = TypeVar("N", bound=nn.Module)
@@ -97,13 +98,13 @@ def restore(card: Card) -> Net:
 def locate(card: Card) -> Path:
     """The card's file, verified: from the cache folder, or from the installed package.
 
-    The cache is the folder `weights` in STRIATE_CACHE, else in XDG_CACHE_HOME/striate or ~/.cache/striate.
+    The cache is the folder `weights` in `core.machine.cache_folder`.
 
     Raises:
         StriateError: it is in neither; says what to install or where to put it.
         BadModelFile: its sha256 is not that of the card.
     """
-    cached = _cache() / "weights" / card.file_name
+    cached = cache_folder() / "weights" / card.file_name
     path = cached if cached.is_file() else _in_package(card.package, card.path)
     if path is None or not path.is_file():
         raise StriateError(
@@ -260,9 +261,3 @@ def _in_package(package: str, path: str) -> Path | None:
     spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec is not None else None
     return next((Path(folder) / path for folder in folders or ()), None)
-
-
-def _cache() -> Path:
-    if chosen := os.environ.get("STRIATE_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "striate"

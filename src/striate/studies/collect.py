@@ -23,10 +23,11 @@ from striate.report.contents import (
 )
 from striate.report.figures import number, percent
 from striate.tasks import metrics
+from striate.train.fit import column
 from striate.train.recipe import Recipe
 
 BINS = 15
-FULL_NAMES = {"top-1": "top-1 accuracy", "mAP": "mean average precision", "mIoU": "mean IoU"}
+FULL_NAMES = {"top-1": "top-1 accuracy", "mAP": "mean average precision"}
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 # Settings that are no part of the command that trains again: they change no result.
 LEFT_OUT = ("workers", "checkpoint_every", "preflight", "device")
@@ -159,7 +160,7 @@ def curves(rows: Sequence[Mapping[str, float]], main_name: str) -> tuple[Curve, 
 
     found = [Curve("Loss", x, line("train_loss", "val_loss"), better="low")]
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    wanted = "val_" + main_name.replace("-", "").replace(" ", "_").lower()
+    wanted = f"val_{column(main_name)}"
     scored = [k for k in keys if k.startswith("val_") and k != "val_loss" and "error" not in k]
     if scored:
         key = wanted if wanted in scored else scored[0]

@@ -6,7 +6,6 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from striate.core import machine, runs
@@ -53,10 +52,10 @@ def examine() -> Examination:
     found["allocator"] = "large blocks stay on the heap" if machine.keep_heap() else "left as it is"
     for part, (module, command) in PARTS.items():
         found[part] = "present" if importlib.util.find_spec(module) else f"absent: {command}"
-    cache = Path(os.environ.get("STRIATE_CACHE") or Path.home() / ".cache" / "striate")
+    cache = machine.cache_folder()
     found["cache"] = f"{cache}{'' if cache.exists() else ' (not made yet)'}"
-    offline = os.environ.get("STRIATE_OFFLINE") == "1"
-    found["network"] = "not used (STRIATE_OFFLINE=1)" if offline else "used only to fetch what is asked for"
+    cut = machine.offline()
+    found["network"] = "not used (STRIATE_OFFLINE)" if cut else "used only to fetch what is asked for"
     return Examination(list(found), list(found.values()), environment)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Collection, Mapping
@@ -20,6 +19,7 @@ from striate.core.runs import Run
 from striate.data.samples import Dataset
 from striate.evaluate.evaluate import evaluate
 from striate.model import Model, load
+from striate.nets.weights import sha256
 from striate.report import html
 from striate.report.contents import Fact, ReportData
 from striate.studies import collect, pictures
@@ -172,7 +172,7 @@ class _Job:
     def _kept(self) -> dict[str, Any] | None:
         try:
             kept: dict[str, Any] = json.loads((self.run.path / EVALUATION).read_text("utf-8"))
-            fits: bool = kept["model_sha256"] == _sha256(self.run.model) and bool(kept["scores"]["main_name"])
+            fits: bool = kept["model_sha256"] == sha256(self.run.model) and bool(kept["scores"]["main_name"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return kept if fits else None
@@ -188,7 +188,7 @@ class _Job:
         values: dict[str, Any] = plain(result.to_dict())
         values["summary"] = plain(result.scores.summary())
         values["scores"].pop("probabilities", None)
-        values["model_sha256"] = _sha256(self.run.model)
+        values["model_sha256"] = sha256(self.run.model)
         write_text(self.run.path / EVALUATION, json.dumps(values, ensure_ascii=False) + "\n")
         return values
 
@@ -323,8 +323,3 @@ def _date(seconds: Any) -> str:
     if not isinstance(seconds, (int, float)):
         return ""
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,7 +21,6 @@ from striate.core.errors import StriateError
 if TYPE_CHECKING:
     from striate.train.fit import Job
 
-IGNORE = 255
 MIB, GIB = 1 << 20, 1 << 30
 
 

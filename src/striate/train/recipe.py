@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from striate.core.errors import StriateError
+from striate.core.errors import StriateError, unknown
 from striate.core.settings import check, setting
 
 # Settings that change no bit of the result: a resumed run may be given others.
@@ -170,15 +170,8 @@ class Recipe:
         names = [field.name for field in dataclasses.fields(self)]
         for name in changes:
             if name not in names:
-                from striate.core.errors import unknown
-
                 raise unknown("setting", name, names)
         return dataclasses.replace(self, **changes)
-
-    def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
-        """The settings that differ, as name -> (here, there)."""
-        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self)}
-        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def auto_net(size: int) -> str:
