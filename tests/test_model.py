@@ -336,6 +336,17 @@ def test_a_module_from_elsewhere_loads_into_the_module_given(tmp_path: Path) -> 
     assert same(model, again)
 
 
+def test_a_wrapped_module_loads_into_one_of_its_kind(tmp_path: Path) -> None:
+    def wrapped() -> nn.Module:
+        return striate.wrap(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), in_channels=1, size=2)
+
+    model = Model(wrapped(), Classification(("a", "b")), Preprocess(size=(2, 2), channels=1))
+    path = model.save(tmp_path / "m")
+    with pytest.raises(BadModelFile, match="module from elsewhere"):
+        load(path)
+    assert same(model, load(path, net=wrapped()))
+
+
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     path = small_model().save(tmp_path / "m")
     before = path.read_bytes()

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from striate.core.errors import BadModelFile, StriateError
 from striate.core.files import write_bytes
 from striate.core.results import plain
+from striate.nets.net import NETS
 from striate.tasks.task import Task
 
 KEY = "striate"
@@ -176,9 +177,10 @@ def fill(skeleton: nn.Module, state: Mapping[str, Tensor]) -> bool:
 
 
 def net_facts(net: nn.Module) -> dict[str, Any]:
-    """What it takes to build the net again; the name is None for modules from elsewhere."""
+    """What it takes to build the net again; the name is None for modules from elsewhere, wrapped or not."""
+    name = getattr(net, "name", None)
     return {
-        "name": getattr(net, "name", None),
+        "name": name if name in NETS else None,
         "options": plain(dict(getattr(net, "options", {}) or {})),
         "in_channels": getattr(net, "in_channels", None),
         "size": plain(getattr(net, "input_size", None)),

@@ -74,7 +74,7 @@ def _scores(scores: dict[str, Any]) -> str:
 
 def _text(summary: str, capabilities: dict[str, Any]) -> str:
     told = ", ".join(
-        f"{k} {v}" for k, v in capabilities.items() if isinstance(v, (str, int)) and v is not True
+        f"{k} {v}" for k, v in capabilities.items() if isinstance(v, (str, int)) and not isinstance(v, bool)
     )
     return f"{summary} [{told}]" if told else summary
 
