@@ -7,6 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run, and no limit on the time of one: the machine may be busy.
+settings.register_profile("striate", derandomize=True, deadline=None)
+settings.load_profile("striate")
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("STRIATE_SHARED_DATA", ROOT.parent / "shared" / "data"))
