@@ -16,6 +16,7 @@ from striate.core import files
 from striate.core.errors import StriateError
 from striate.core.runs import EVENTS, Run
 from striate.data.formats import open_data
+from striate.studies import answers
 from striate.train import preflight
 
 LINEAR = [
@@ -141,8 +142,8 @@ def test_labels_without_images(photos: Path, capsys: pytest.CaptureFixture[str])
     assert [name for name, _ in open_data(some).bad] == ["photos/gone.png"]
     several = table(Path("several.csv"), [*(f"{row};bright" for row in rows), "photos/gone.png,dusk;dark"])
     assert "'dusk'" in mistake(capsys, "train", several, *LINEAR, "--out", "run")
-    for rows, words in (([], ["'./none.csv'", "no rows"]), (rows[:8], ["one class only", "rows of another"])):
-        told = mistake(capsys, "train", table(Path("none.csv"), rows), *LINEAR, "--out", "run")
+    for few, words in (([], ["'./few.csv'", "no rows"]), (rows[:8], ["one class only", "rows of another"])):
+        told = mistake(capsys, "train", table(Path("few.csv"), few), *LINEAR, "--out", "run")
         assert all(word in told for word in words)
     assert not Path("run").exists()
 
@@ -170,13 +171,53 @@ def test_wrong_paths(photos: Path, capsys: pytest.CaptureFixture[str], words: li
 
 @pytest.mark.skipif(os.name == "nt" or os.uname().sysname == "Darwin", reason="file names must be UTF-8 here")
 def test_folder_names_that_are_not_utf_8(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    os.rename("photos/light", b"photos/d\xe9j\xe0 vu")
-    os.rename("photos/dark", "photos/<script>alert(1)<")
-    bad = photos / os.fsdecode(b"d\xe9j\xe0 vu") / "03.png"
-    bad.write_bytes(b"no image")
+    strange = photos / os.fsdecode(b"d\xe9j\xe0 vu")
+    (photos / "light").rename(strange)
+    (photos / "dark").rename(photos / "<script>alert(1)<")
+    (strange / "03.png").write_bytes(b"no image")
     trained = succeed(capsys, "train", "photos", *LINEAR, "--out", "run")
     assert len(trained["bad"]) == 1
     assert "<script>alert" not in Path("run/report.html").read_text()
     tested = succeed(capsys, "evaluate", "run", "photos", "--out", "scores.json")
     assert tested["scores"]["classes"] == ["<script>alert(1)<", "d\\xe9j\\xe0 vu"]
     assert Path("scores.json").exists()
+
+
+def test_empty_arguments_are_not_the_current_folder(
+    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a script gives when its variable is not set."""
+    monkeypatch.chdir(photos)
+    assert "no data given" in mistake(capsys, "train", "", *LINEAR, "--out", "../run")
+    assert "no data given" in mistake(capsys, "data", "check", "")
+    with pytest.raises(StriateError, match="the name of an image is empty"):
+        list(answers.expand(["dark", ""]))
+    assert not Path("../run").exists()
+
+
+def test_of_several_processes_only_the_first_speaks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main(["list", "tasks", "--json"]) == 0
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("RANK", "0")
+    assert succeed(capsys, "list", "tasks")["kind"] == "tasks"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "part"),
+    [
+        ("--lr", "fast", "--lr: expected a number or none. Got value: fast"),
+        ("--lr", ".nan", "lr is nan"),
+        ("--size", "big", "a whole number or numbers such as [2, 3] or none. Got value: big"),
+        ("--config", "photos", "--config: "),
+    ],
+)
+def test_values_of_the_wrong_kind(
+    photos: Path, capsys: pytest.CaptureFixture[str], flag: str, value: str, part: str
+) -> None:
+    told = mistake(capsys, "train", "photos", flag, value)
+    assert part in told
+    assert "Union" not in told
+    assert "NoneType" not in told

@@ -155,9 +155,14 @@ def _mistake(program: str, text: str, flags: set[str]) -> StriateError:
 
 def _plain_types(text: str) -> str:
     text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")
+    several = re.search(r"Union subtypes.*?Errors: - (.*) Given value type: \w+ Given value: (.*)", text)
+    if several:
+        wanted = several.group(1).replace("Expected a NoneType", "none").split(" - ")
+        text = f"{' or '.join(wanted)}. Got value: {several.group(2)}"
     text = text.replace("Expected a int", "expected a whole number").replace(
         "Expected a float", "expected a number"
     )
+    text = re.sub("[Ee]xpected a tuple", "numbers such as [2, 3]", text)
     return re.sub(r"Expected a Literal\[([^\]]*)\]", r"allowed: \1", text)
 
 

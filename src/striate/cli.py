@@ -275,6 +275,9 @@ def _run(name: str, arguments: list[str]) -> int:
     if values is None:
         return 0
     answer = VERBS[name](**values)
+    if int(os.environ.get("RANK", "0")) != 0:
+        # Of several processes only the first speaks.
+        return 0
     if as_json:
         from striate.core.results import plain
 

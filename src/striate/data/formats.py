@@ -99,6 +99,9 @@ def open_data(
     if isinstance(spec, Dataset):
         return spec if classes is None else spec.aligned_to(classes)
     text = os.fspath(spec)
+    if not text.strip():
+        # As a path it would be the current folder: a variable of a script that is not set.
+        raise StriateError("no data given", hint="give a folder of images, an archive, a .csv or a name")
     raw = _resolve(text, options)
     if strict and raw.problems:
         raise raw.problems[0]

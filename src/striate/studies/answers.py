@@ -43,7 +43,10 @@ def expand(paths: Sequence[str]) -> Iterator[str]:
     Raises:
         StriateError: a folder without image files, or a path that does not exist.
     """
-    for path in map(Path, paths):
+    for given in paths:
+        path = Path(given)
+        if not given:
+            raise StriateError("the name of an image is empty", hint="give image files or folders")
         if path.is_dir():
             yield from map(str, image_files(path))
         elif path.exists():
