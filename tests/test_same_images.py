@@ -99,7 +99,18 @@ def test_the_splits_are_those_of_the_training(run: Run, tmp_path: Path, split: s
 
 def test_images_that_came_later_are_not_tested(run: Run, tmp_path: Path) -> None:
     squares(tmp_path / "squares", seed=1)
-    assert seen(load(run.path), tmp_path / "squares") == (written(run, "test"), [])
+    names, notes = seen(load(run.path), tmp_path / "squares")
+    assert names == written(run, "test")
+    assert notes == ["40 images of squares are in no split and were not tested"]
+
+
+def test_other_data_with_the_same_file_names_and_more_are_tested_whole(run: Run, tmp_path: Path) -> None:
+    more = squares(tmp_path / "more", count=30)
+    assert seen(load(run.path), more, "all") == (
+        {f"{label}/0-{k:02d}.png" for label in ("dark", "light") for k in range(30)},
+        ["split 'all' may hold images that the model was trained on"],
+    )
+    assert len(seen(load(run.path), more)[0]) == 60
 
 
 def test_data_that_have_changed_are_told(run: Run, tmp_path: Path) -> None:

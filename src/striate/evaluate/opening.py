@@ -89,6 +89,9 @@ def images_to_test(
             f"{opened.name} has other images or splits than when the model was trained on it: "
             "images that it was trained on may be among those tested"
         )
+    left = 0 if isinstance(data, Dataset) else _left(opened)
+    if left:
+        notes.append(f"{left:,} images of {opened.name} are in no split and were not tested")
     return aligned, samples, notes
 
 
@@ -112,13 +115,21 @@ def _opened(
             if trained.splits is not None and not chosen:
                 column = trained.options.get("label_column")
                 found = opened({"split_file": trained.splits, "label_column": column})
-                if found.digest() == trained.digest:
+                # Another folder may hold files of the same names, such as 1.png, and more of them.
+                mine = trained.name == found.name or not _left(found)
+                if found.digest() == trained.digest and mine:
                     return found
         with contextlib.suppress(StriateError):
             found = opened(trained.options)
             if trained.digest == found.digest() or trained.name == found.name:
                 return found
     return opened({} if chosen or split != "test" else {"test": 1.0})
+
+
+def _left(data: Dataset) -> int:
+    """The number of images in no split."""
+    pools = {id(split.pool): len(split.pool.names) for split in data.splits.values()}
+    return sum(pools.values()) - len(data)
 
 
 def _aligned(data: Dataset, classes: Sequence[str]) -> Dataset:
