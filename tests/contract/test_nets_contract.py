@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import lru_cache
+from typing import Any
 
 import pytest
 import torch
@@ -16,18 +17,23 @@ from striate.nets.taps import capture
 from toys import hooks
 
 SMALL_SIDE = 16
-# Options that keep a net's form and make it small enough for a quick test.
-QUICK = {"resnet9": {"width": 8}, "airbench": {"width": 8}, "mlp": {"hidden": 16}, "unet": {"width": 4}}
+
+
+def quick(name: str) -> dict[str, Any]:
+    """The options with which the net keeps its form and is small enough for a quick test."""
+    return NETS.entry(name).capabilities.get("quick", {})
 
 
 def side(name: str) -> int:
-    return min(SMALL_SIDE, NETS.entry(name).capabilities["size"])
+    """The side of the pictures of these tests: the registered least one where 16 pixels are too few."""
+    known = NETS.entry(name).capabilities
+    return max(min(SMALL_SIDE, known["size"]), known.get("min_size", 1))
 
 
 @lru_cache(maxsize=4)
 def built(name: str, classes: int, seed: int) -> Net:
     torch.manual_seed(seed)
-    return create_net(name, classes, 2, size=side(name), **QUICK.get(name, {}))
+    return create_net(name, classes, 2, size=side(name), **quick(name))
 
 
 def build(name: str, classes: int = 3, seed: int = 0) -> Net:
@@ -58,7 +64,7 @@ def test_contract(name):
     net = build(name)
     x = pictures(name)
     assert (net.name, net.classes, net.in_channels, net.size) == (name, 3, 2, side(name))
-    assert net.options == QUICK.get(name, {})
+    assert net.options == quick(name)
     assert net.head in net.stage_names
     assert all(net.get_submodule(stage) is dict(net.named_children())[stage] for stage in net.stage_names)
     # Evaluation: taps, features and the head say the same; memory format does not count.
@@ -166,7 +172,7 @@ def test_the_state_dictionary_makes_a_round_trip(name):
     twin = build(name, seed=1).eval()
     twin.load_state_dict(net.state_dict())
     assert torch.equal(twin(pictures(name)), net(pictures(name)))
-    bare = skeleton(name, 3, 2, size=side(name), **QUICK.get(name, {}))
+    bare = skeleton(name, 3, 2, size=side(name), **quick(name))
     assert all(tensor.is_meta for tensor in bare.state_dict().values())
     ours = {key: tuple(value.shape) for key, value in net.state_dict().items()}
     assert {key: tuple(value.shape) for key, value in bare.state_dict().items()} == ours

@@ -25,7 +25,9 @@ def _block(number: int, channels: int, width: int) -> list[tuple[str, nn.Module]
     ]
 
 
-@NETS.register(paper=PAPER, family="airbench", size=32, small=True, min_size=9, whiten="whiten")
+@NETS.register(
+    paper=PAPER, family="airbench", size=32, small=True, min_size=9, whiten="whiten", quick={"width": 8}
+)
 def airbench(classes: int = 10, in_channels: int = 3, *, width: int = 64) -> Net:
     """The net of airbench94 with ReLUs: a 2x2 convolution, then blocks of 1, 4, 4 times `width` maps.
 

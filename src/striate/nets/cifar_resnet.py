@@ -135,6 +135,7 @@ def _layer(channels: int, width: int, pool: bool, residual: bool) -> nn.Sequenti
     size=32,
     small=True,
     min_size=8,
+    quick={"width": 8},
 )
 def resnet9(classes: int = 10, in_channels: int = 3, *, width: int = 64) -> Net:
     """Page's nine-layer residual net for fast training: `width`, 2, 4, 8 times as many maps; 6.6 M at 64.

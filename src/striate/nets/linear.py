@@ -20,7 +20,11 @@ def linear(classes: int = 10, in_channels: int = 3, *, size: Size = 28) -> Net:
 
 
 @NETS.register(
-    paper="Rumelhart, Hinton & Williams, Nature 323 (1986), with ReLUs", family="linear", size=28, small=True
+    paper="Rumelhart, Hinton & Williams, Nature 323 (1986), with ReLUs",
+    family="linear",
+    size=28,
+    small=True,
+    quick={"hidden": 16},
 )
 def mlp(
     classes: int = 10,

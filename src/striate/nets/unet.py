@@ -8,7 +8,7 @@ from striate.layers.pooling import GlobalAveragePool
 from striate.nets.net import NETS, Net, Size, check_range, finish
 
 
-@NETS.register(paper="arXiv:1505.04597, section 2", family="unet", size=128, min_size=16)
+@NETS.register(paper="arXiv:1505.04597, section 2", family="unet", size=128, min_size=16, quick={"width": 4})
 def unet(classes: int = 2, in_channels: int = 1, *, size: Size = 128, width: int = 16, depth: int = 4) -> Net:
     """`depth` levels of two 3x3 convolutions with batch norm, from `width` maps, doubled after each pooling.
 
