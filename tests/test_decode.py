@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 import corpus
 from striate.core.errors import BadImage, StriateError
+from striate.images.containers import Malformed, declared
 from striate.images.decode import Limits, decode, decode_index, header, to_image
 
 PIXELS = corpus.picture()
@@ -151,6 +152,25 @@ def test_a_scaled_jpeg_is_the_mean_of_its_blocks() -> None:
     assert abs(small - large.reshape(40, 4, 60, 4, 3).mean((1, 3))).max() < 4
     turned = decode(corpus.encoded(Image.fromarray(large), "JPEG", exif=corpus.exif(6)), at_least=80)
     assert turned.shape == (120, 80, 3)
+
+
+def test_scans_are_counted_only_where_there_can_be_many() -> None:
+    whole = corpus.good()["jpeg"]
+    frame = whole.index(b"\xff\xc0")
+    remark = b"\xff\xfe" + (2 + 4000).to_bytes(2, "big") + b"\xff\xda" * 2000
+    # In front of a plain picture's one scan, and after it: neither is a scan of it.
+    assert declared(whole[:frame] + remark + whole[frame:]).working == 0
+    begin = whole.index(b"\xff\xda")
+    assert declared(whole[:begin] + remark + whole[begin:]).working == 0
+    assert np.array_equal(decode(whole[:begin] + remark + whole[begin:]), decode(whole))
+    # A first scan of one part of three: the others follow, and the decoder keeps all coefficients.
+    header_of_one = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
+    parts = whole[:begin] + header_of_one * 3
+    assert declared(parts).working > 0
+    large = bytearray(whole[:begin] + header_of_one * 50)
+    large[frame + 5 : frame + 9] = b"\x17\x70\x17\x70"
+    with pytest.raises(Malformed, match="50 scans over 6000x6000"):
+        declared(bytes(large))
 
 
 def test_cmyk_jpegs_scale_too() -> None:

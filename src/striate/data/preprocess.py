@@ -195,11 +195,13 @@ class Preprocess:
             values = values.permute(0, 2, 3, 1)
         count, rows, columns, channels = values.shape
         mean, scale = (level.to(values.device) for level in self._levels)
-        # Whole rows of pixels as one axis: the inner loop is long. Subtracting and multiplying in two
+        # A few rows of pixels as one axis: the inner loop is long. Subtracting and multiplying in two
         # steps rounds each value the same way whatever the number of threads (a fused step does not at the
         # ends of a chunk).
-        mean, scale = mean.repeat(columns), scale.repeat(columns)
-        flat = torch.empty((count * rows, columns * channels), dtype=torch.float32, device=values.device)
+        lines = math.gcd(count * rows, 8)
+        mean, scale = mean.repeat(lines * columns), scale.repeat(lines * columns)
+        shape = (count * rows // lines, lines * columns * channels)
+        flat = torch.empty(shape, dtype=torch.float32, device=values.device)
         levels = values.reshape(flat.shape)
         if isinstance(batch, np.ndarray):
             # PyTorch's threads would wait for processors that the loader's workers hold.

@@ -10,7 +10,7 @@ import io
 import re
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 MAX_CHUNKS = 100_000  # of a PNG or WebP: 40 million pixels in 8 KiB chunks are 20,000
 MAX_SEGMENTS = 20_000  # of a JPEG or GIF before its pixels
@@ -138,7 +138,9 @@ def _jpeg_frame(data: bytes, place: int, marker: int, orientation: int) -> Decla
     if parts not in (1, 3, 4) or bits != 8 or not all(areas):
         raise Malformed(f"a JPEG of {parts} parts with {bits} bits is not supported")
     # FF DA is the start of a scan; within the coded data FF is always followed by 00 or a restart marker.
-    scans = data.count(b"\xff\xda", place)
+    # A sequential picture whose first scan holds all parts has no other: the bytes need not be searched.
+    whole = marker in (0xC0, 0xC1) and _first_scan(data, place) == parts
+    scans = 1 if whole else data.count(b"\xff\xda", place)
     pixels = width * height
     if scans * pixels > MAX_SCAN_PIXELS and scans > 1:
         raise Malformed(f"the JPEG has {scans} scans over {width}x{height} pixels")
@@ -146,6 +148,18 @@ def _jpeg_frame(data: bytes, place: int, marker: int, orientation: int) -> Decla
     working = coefficients + (4 * pixels if parts == 4 else 0)
     channels = 1 if parts == 1 else 3
     return Declared("JPEG", width, height, channels, orientation, bits, working, parts == 4)
+
+
+def _first_scan(data: bytes, place: int) -> int:
+    """The number of parts in the first scan after the frame header at `place`; 0 where it is not plain."""
+    for _ in range(MAX_SEGMENTS):
+        (length,) = struct.unpack_from(">H", data, place + 2)
+        place += 2 + length
+        if data[place : place + 2] == b"\xff\xda":
+            return data[place + 4]
+        if data[place] != 0xFF or data[place + 1] not in (0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)):
+            return 0
+    return 0
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -353,11 +367,6 @@ def _ppm(data: bytes) -> Declared:
     # The digits are parsed to 64 bits; bytes beside the range 0..255 are scaled in 32 bits.
     working = count * (24 if kind <= 3 else 1 if len(data) < 2 * count else 10)
     return Declared("PPM", width, height, 3 if kind in (3, 6) else 1, 1, 1 if kind in (1, 4) else 8, working)
-
-
-def oriented(info: Declared) -> Declared:
-    """`info` with width and height as shown, that is after the orientation is applied."""
-    return replace(info, width=info.height, height=info.width) if info.orientation >= 5 else info
 
 
 _READERS: dict[str, Callable[[bytes], Declared]] = {

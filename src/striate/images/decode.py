@@ -16,7 +16,7 @@ from PIL import Image
 
 from striate.core.errors import BadImage, StriateError
 from striate.images.colour import to_uint8
-from striate.images.containers import Declared, Malformed, declared, oriented
+from striate.images.containers import Declared, Malformed, declared
 from striate.images.pnm import decode_pnm
 from striate.images.rasters import STRIP, hush, open_picture, to_array
 
@@ -63,8 +63,9 @@ def header(source: Source, limits: Limits = DEFAULT_LIMITS) -> Header:
         BadImage: no readable image file, or beyond the limits.
     """
     data, name = _read(source, limits)
-    info = oriented(_declared(data, name, limits, 3, 1))
-    return Header(info.format, info.width, info.height, info.channels, info.orientation)
+    info = _declared(data, name, limits, 3, 1)
+    shown = (info.height, info.width) if info.orientation >= 5 else (info.width, info.height)
+    return Header(info.format, *shown, info.channels, info.orientation)
 
 
 def decode(
