@@ -28,8 +28,8 @@ class Net(nn.Module):
 
     The stages are direct children under the names that their papers use, so the keys of the state
     dictionary are those names ("conv1_1.weight"). One stage is the head: the layer with one output a class;
-    what follows it keeps the shape and has no parameters. Inputs are (N, in_channels, H, W) floats, already
-    normalised; outputs are logits (N, classes), of any range.
+    what follows it has no parameters and keeps the classes, or averages a convolution's over the map. Inputs
+    are (N, in_channels, H, W) floats, already normalised; outputs are logits (N, classes), of any range.
 
     `size` is the side of the pictures that the net was built for; with `fixed_size` no other is taken,
     otherwise any from `min_size` upwards.
@@ -114,13 +114,16 @@ class Net(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """What the head sees: (N, in_channels, H, W) float -> (N, feature_dim).
 
+        Where the head is a convolution on a map, the mean over the map: a 1x1 head of it is the mean of the
+        head's outputs.
+
         Raises:
             StriateError: as `forward`.
         """
         check_input(x, self.in_channels, self.input_size, self.fixed_size, self.min_size)
         for name in self._stage_names[: self._stage_names.index(self.head)]:
             x = self._modules[name](x)  # type: ignore[misc]
-        return x
+        return x.mean((2, 3)) if x.ndim == 4 else x
 
     def reset_head(self, classes: int) -> Self:
         """Replace the head by a newly initialised one with `classes` outputs; returns the net itself.
