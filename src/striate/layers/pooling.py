@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from striate.core.errors import StriateError
 from striate.layers.registry import LAYERS
+from striate.layers.windows import Size, pair, window_count
 
 
-@LAYERS.register(paper="arXiv:1312.4400, section 3.2")
+@LAYERS.register(
+    paper="arXiv:1312.4400, section 3.2", example=lambda: (GlobalAveragePool(), torch.randn(2, 3, 5, 4))
+)
 class GlobalAveragePool(nn.Module):
     """The mean of each feature map: (N, C, H, W) -> (N, C, 1, 1)."""
 
@@ -16,10 +22,176 @@ class GlobalAveragePool(nn.Module):
         return x.mean((2, 3), keepdim=True)
 
 
-@LAYERS.register(paper="arXiv:1312.4400, section 3.2 (with the maximum)")
+@LAYERS.register(
+    paper="arXiv:1312.4400, section 3.2 (with the maximum)",
+    example=lambda: (GlobalMaxPool(), torch.randn(2, 3, 5, 4)),
+)
 class GlobalMaxPool(nn.Module):
     """The maximum of each feature map: (N, C, H, W) -> (N, C, 1, 1)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Maximum over height and width; where several positions tie, they share the gradient."""
         return x.amax((2, 3), keepdim=True)
+
+
+class _Windows(nn.Module):
+    """Kernel, stride (the kernel if None) and padding of pooling windows."""
+
+    def __init__(
+        self, kernel_size: Size, stride: Size | None = None, padding: Size = 0, *, ceil_mode: bool = False
+    ) -> None:
+        super().__init__()
+        self.kernel_size = pair(kernel_size, "kernel")
+        self.stride = self.kernel_size if stride is None else pair(stride, "stride")
+        vertical, horizontal = padding if isinstance(padding, tuple) else (padding, padding)
+        self.padding, self.ceil_mode = (vertical, horizontal), ceil_mode
+        if not all(0 <= p <= k // 2 for p, k in zip(self.padding, self.kernel_size, strict=True)):
+            raise StriateError(f"padding is {padding!r}", allowed="from 0 to half of the kernel")
+
+    def _mean(self, x: Tensor, divisor: int | None = None) -> Tensor:
+        return F.avg_pool2d(
+            x, self.kernel_size, self.stride, self.padding, self.ceil_mode, divisor_override=divisor
+        )
+
+    def extra_repr(self) -> str:
+        """The windows, for printing."""
+        ceil = ", ceil_mode" if self.ceil_mode else ""
+        return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}{ceil}"
+
+
+@LAYERS.register(
+    paper="LeCun et al., Proc. IEEE 86(11), 1998, section II.B",
+    example=lambda: (SumPool2d(3, 2, 1), torch.randn(2, 3, 6, 5)),
+)
+class SumPool2d(_Windows):
+    """The sum of each window, nothing counted for padding: (N, C, H, W) -> (N, C, h, w).
+
+    Windows as in PyTorch's average pooling; `stride` is the kernel's side if None.
+
+    Raises:
+        StriateError: padding above half of the kernel.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sum over each window."""
+        return self._mean(x, divisor=1)
+
+
+@LAYERS.register(
+    paper="LeCun et al., Proc. IEEE 86(11), 1998, section II.B (S2, S4)",
+    example=lambda: (TrainableSubsample(3), torch.randn(2, 3, 7, 6)),
+)
+class TrainableSubsample(_Windows):
+    """LeNet-5's subsampling: the sum of each window, times a coefficient and plus a bias of its map.
+
+    y[c] = weight[c] * sum of x[c] over the window + bias[c]; (N, C, H, W) -> (N, C, h, w). The squashing
+    function of the paper is a stage of its own. weight and bias are (C,); the start is the mean: weight
+    1 / units of the window, bias 0.
+    """
+
+    def __init__(self, channels: int, kernel_size: Size = 2, stride: Size | None = None) -> None:
+        super().__init__(kernel_size, stride)
+        height, width = self.kernel_size
+        self.channels = channels
+        self.weight = nn.Parameter(torch.full((channels,), 1 / (height * width)))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sum over each window, scale and shift."""
+        return self._mean(x, divisor=1) * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+
+
+@LAYERS.register(
+    paper="arXiv:1204.3968, section 2.1; Hyvarinen & Koster 2007",
+    example=lambda: (LpPool2d(3.0, 3, 2, 1), torch.randn(2, 3, 6, 5)),
+)
+class LpPool2d(_Windows):
+    """The p-norm of each window: y = (sum of |x|^p)^(1/p); (N, C, H, W) -> (N, C, h, w), y >= 0.
+
+    p = 1 sums absolute values, p -> infinity takes their maximum. Unlike PyTorch's own LPPool2d, signs do not
+    count for odd p either, and a window of zeros has the gradient 0 (there: not a number). |x|^p must fit the
+    number type.
+
+    Raises:
+        StriateError: p below 1, or padding above half of the kernel.
+    """
+
+    def __init__(
+        self,
+        p: float,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        *,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, ceil_mode=ceil_mode)
+        if not 1 <= p < float("inf"):
+            raise StriateError(
+                f"p is {p!r}", allowed="a number from 1; GlobalMaxPool or MaxPool2d for infinity"
+            )
+        self.p = float(p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The p-norm of each window."""
+        total = self._mean(x.abs() ** self.p, divisor=1)
+        # The root has an infinite slope at 0: there, the other branch is taken.
+        root = total.clamp_min(torch.finfo(torch.float32).tiny) ** (1 / self.p)
+        return torch.where(total > 0, root, torch.zeros_like(root))
+
+    def extra_repr(self) -> str:
+        """Exponent and windows, for printing."""
+        return f"p={self.p:g}, {super().extra_repr()}"
+
+
+@LAYERS.register(
+    paper="arXiv:1301.3557, sections 3.1 and 3.2",
+    example=lambda: (StochasticPool2d(3, 2, ceil_mode=True), torch.rand(2, 3, 6, 5)),
+)
+class StochasticPool2d(_Windows):
+    """Stochastic pooling: in training, one unit of each window is drawn with a probability like its value.
+
+    With a = max(x, 0) and p = a / sum of a over the window: training y = a[l], l ~ p, each window drawn for
+    itself, the gradient goes to the drawn unit; evaluation y = sum of p * a = sum of a^2 / sum of a (section
+    3.2). A window without positive values gives 0. (N, C, H, W) -> (N, C, h, w), meant for what a ReLU gave;
+    negative values count as 0. Zeiler & Fergus 2013 use windows of 3 at stride 2.
+    """
+
+    def __init__(self, kernel_size: Size, stride: Size | None = None, *, ceil_mode: bool = False) -> None:
+        super().__init__(kernel_size, stride, ceil_mode=ceil_mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Draw in training, weigh by probability in evaluation."""
+        a = F.relu(x)
+        if self.training:
+            return drawn_unit(a, self.kernel_size, self.stride, self.ceil_mode)
+        total = self._mean(a, divisor=1).clamp_min(torch.finfo(torch.float32).tiny)
+        return self._mean(a.square(), divisor=1) / total
+
+
+def drawn_unit(
+    a: Tensor, kernel: tuple[int, int], stride: tuple[int, int], ceil_mode: bool = False
+) -> Tensor:
+    """One unit of each window, drawn with probability a / sum of a: (N, C, H, W) >= 0 -> (N, C, h, w)."""
+    height, width = a.shape[-2:]
+    rows, columns = (
+        window_count(length, k, s, 0, ceil_mode)
+        for length, k, s in zip((height, width), kernel, stride, strict=True)
+    )
+    if rows < 1 or columns < 1:
+        raise StriateError(f"the maps are {height} x {width}", allowed=f"at least {kernel[0]} x {kernel[1]}")
+    with torch.no_grad():
+        over = ((rows - 1) * stride[0] + kernel[0] - height, (columns - 1) * stride[1] + kernel[1] - width)
+        padded = F.pad(a, (0, max(0, over[1]), 0, max(0, over[0])))
+        windows = padded.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1])
+        chances = windows[:, :, :rows, :columns].flatten(-2)
+        # Of exponential waiting times with rates a, the first to ring is l with probability a[l] / sum.
+        drawn = (chances / torch.empty_like(chances).exponential_()).argmax(-1)
+        y = drawn // kernel[1] + stride[0] * torch.arange(rows, device=a.device).view(-1, 1)
+        x = drawn % kernel[1] + stride[1] * torch.arange(columns, device=a.device)
+        # Padding is never drawn before a positive value; where there is none, any unit of value 0 will do.
+        place = y.clamp_(max=height - 1) * width + x.clamp_(max=width - 1)
+    return a.flatten(2).gather(2, place.flatten(2)).unflatten(2, (rows, columns))
+
+
+torch.fx.wrap("drawn_unit")

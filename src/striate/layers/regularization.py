@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from striate.core.errors import StriateError
 from striate.layers.registry import LAYERS
 
 
-@LAYERS.register(paper="arXiv:1603.09382")
+@LAYERS.register(
+    paper="arXiv:1603.09382, section 3", example=lambda: (DropPath(0.5), torch.randn(4, 3, 5, 4))
+)
 class DropPath(nn.Module):
     """Stochastic depth: in training, a residual branch of an example is dropped with probability `rate`.
 
