@@ -1,4 +1,4 @@
-"""Residual networks for small pictures: He et al. 2015 section 4.2, and Page's nine-layer net."""
+"""Residual and plain networks for small pictures: He et al. 2015 section 4.2; Page's nine-layer net."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from striate.layers.normalization import Scale
 from striate.layers.pooling import GlobalAveragePool, GlobalMaxPool
 from striate.nets.net import NETS, Net, check_range, finish, initialise
+from striate.nets.resnet import plain_layer
 
 
 class PadShortcut(nn.Module):
@@ -47,24 +48,41 @@ class Block(nn.Module):
         return out
 
 
-def _cifar_resnet(name: str, blocks: int, classes: int, in_channels: int, zero_init: bool) -> Net:
-    stages: list[tuple[str, nn.Module]] = [
-        ("conv1", nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)),
-        ("bn1", nn.BatchNorm2d(16)),
-        ("relu1", nn.ReLU()),
-    ]
-    channels = 16
-    for group, width in enumerate((16, 32, 64), start=1):
-        for block in range(blocks):
-            stride = 2 if group > 1 and block == 0 else 1
-            stages.append((f"res{group}{chr(ord('a') + block)}", Block(channels, width, stride)))
-            channels = width
-    stages += [
+def _groups(layers: int, blocks: int | None, width: int) -> tuple[int, int]:
+    """Blocks in each of the three groups (6 n + 2 layers) and maps of the first."""
+    check_range("width", width, 1, 1024)
+    if blocks is None:
+        return (layers - 2) // 6, width
+    check_range("blocks", blocks, 1, 1000)
+    return blocks, width
+
+
+def _block_name(group: int, number: int, blocks: int) -> str:
+    """res1a, res1b ...; with more blocks than letters res1a, res1b1, res1b2 ..."""
+    return f"res{group}b{number}" if number and blocks > 26 else f"res{group}{chr(ord('a') + number)}"
+
+
+def _head(maps: int, classes: int) -> list[tuple[str, nn.Module]]:
+    return [
         ("avgpool", GlobalAveragePool()),
         ("flatten", nn.Flatten()),
-        ("fc", nn.Linear(64, classes)),
+        ("fc", nn.Linear(maps, classes)),
     ]
-    net = finish(Net(stages, head="fc", in_channels=in_channels, size=32, name=name), "he")
+
+
+def _cifar_resnet(
+    layers: int, classes: int, in_channels: int, zero_init: bool, width: int, blocks: int | None = None
+) -> Net:
+    blocks, channels = _groups(layers, blocks, width)
+    stages: list[tuple[str, nn.Module]] = plain_layer("1", in_channels, channels, 1)
+    for group in (1, 2, 3):
+        maps = width << (group - 1)
+        for number in range(blocks):
+            stride = 2 if group > 1 and number == 0 else 1
+            stages.append((_block_name(group, number, blocks), Block(channels, maps, stride)))
+            channels = maps
+    stages += _head(channels, classes)
+    net = finish(Net(stages, head="fc", in_channels=in_channels, size=32, name=f"resnet{layers}"), "he")
     if zero_init:
         for module in net.modules():
             if isinstance(module, Block):
@@ -72,31 +90,109 @@ def _cifar_resnet(name: str, blocks: int, classes: int, in_channels: int, zero_i
     return net
 
 
+def _cifar_plain(layers: int, classes: int, in_channels: int, width: int) -> Net:
+    """The convolutions of the blocks in a row: those of res1a and res1b are conv1_1 to conv1_4."""
+    blocks, channels = _groups(layers, None, width)
+    stages: list[tuple[str, nn.Module]] = plain_layer("1", in_channels, channels, 1)
+    for group in (1, 2, 3):
+        maps = width << (group - 1)
+        for number in range(1, 2 * blocks + 1):
+            stride = 2 if group > 1 and number == 1 else 1
+            stages += plain_layer(f"{group}_{number}", channels, maps, stride)
+            channels = maps
+    stages += _head(channels, classes)
+    return finish(Net(stages, head="fc", in_channels=in_channels, size=32, name=f"plain{layers}"), "he")
+
+
 PAPER = "arXiv:1512.03385, section 4.2"
+QUICK = {"width": 4}
 
 
-@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True)
-def resnet20(classes: int = 10, in_channels: int = 3, *, zero_init: bool = False) -> Net:
-    """ResNet-20 for CIFAR: 3 blocks each of 16, 32, 64 maps; option A shortcuts; 0.27 M parameters."""
-    return _cifar_resnet("resnet20", 3, classes, in_channels, zero_init)
+@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)
+def resnet20(classes: int = 10, in_channels: int = 3, *, zero_init: bool = False, width: int = 16) -> Net:
+    """ResNet-20 for CIFAR: 3 blocks each of 16, 32, 64 maps; option A shortcuts; 0.27 M parameters.
+
+    With `zero_init` the last norm of each block starts at 0, so that each block starts as its shortcut.
+    `width` is the number of maps of the first group, doubled in the next two.
+
+    Raises:
+        StriateError: `width` is not in 1 to 1024.
+    """
+    return _cifar_resnet(20, classes, in_channels, zero_init, width)
 
 
-@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True)
-def resnet32(classes: int = 10, in_channels: int = 3, *, zero_init: bool = False) -> Net:
+@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)
+def resnet32(classes: int = 10, in_channels: int = 3, *, zero_init: bool = False, width: int = 16) -> Net:
     """ResNet-32 for CIFAR: 5 blocks each of 16, 32, 64 maps; option A shortcuts; 0.46 M parameters."""
-    return _cifar_resnet("resnet32", 5, classes, in_channels, zero_init)
+    return _cifar_resnet(32, classes, in_channels, zero_init, width)
 
 
-@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True)
-def resnet44(classes: int = 10, in_channels: int = 3, *, zero_init: bool = False) -> Net:
+@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)
+def resnet44(classes: int = 10, in_channels: int = 3, *, zero_init: bool = False, width: int = 16) -> Net:
     """ResNet-44 for CIFAR: 7 blocks each of 16, 32, 64 maps; option A shortcuts; 0.66 M parameters."""
-    return _cifar_resnet("resnet44", 7, classes, in_channels, zero_init)
+    return _cifar_resnet(44, classes, in_channels, zero_init, width)
 
 
-@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True)
-def resnet56(classes: int = 10, in_channels: int = 3, *, zero_init: bool = False) -> Net:
+@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)
+def resnet56(classes: int = 10, in_channels: int = 3, *, zero_init: bool = False, width: int = 16) -> Net:
     """ResNet-56 for CIFAR: 9 blocks each of 16, 32, 64 maps; option A shortcuts; 0.85 M parameters."""
-    return _cifar_resnet("resnet56", 9, classes, in_channels, zero_init)
+    return _cifar_resnet(56, classes, in_channels, zero_init, width)
+
+
+@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)
+def resnet110(classes: int = 10, in_channels: int = 3, *, zero_init: bool = False, width: int = 16) -> Net:
+    """ResNet-110 for CIFAR: 18 blocks each of 16, 32, 64 maps; option A shortcuts; 1.7 M parameters."""
+    return _cifar_resnet(110, classes, in_channels, zero_init, width)
+
+
+@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick={"width": 4, "blocks": 2})
+def resnet1202(
+    classes: int = 10, in_channels: int = 3, *, zero_init: bool = False, width: int = 16, blocks: int = 200
+) -> Net:
+    """ResNet-1202 for CIFAR: 200 blocks each of 16, 32, 64 maps; option A shortcuts; 19.4 M parameters.
+
+    Options as of `resnet20`; `blocks` is the number of blocks in each group.
+
+    Raises:
+        StriateError: `width` is not in 1 to 1024, or `blocks` not in 1 to 1000.
+    """
+    return _cifar_resnet(1202, classes, in_channels, zero_init, width, blocks)
+
+
+@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)
+def plain20(classes: int = 10, in_channels: int = 3, *, width: int = 16) -> Net:
+    """The plain 20-layer net for CIFAR: ResNet-20 without shortcuts, as many parameters (0.27 M).
+
+    `width` is the number of maps of the first group, doubled in the next two.
+
+    Raises:
+        StriateError: `width` is not in 1 to 1024.
+    """
+    return _cifar_plain(20, classes, in_channels, width)
+
+
+@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)
+def plain32(classes: int = 10, in_channels: int = 3, *, width: int = 16) -> Net:
+    """The plain 32-layer net for CIFAR: ResNet-32 without shortcuts; 0.46 M. Options as of `plain20`."""
+    return _cifar_plain(32, classes, in_channels, width)
+
+
+@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)
+def plain44(classes: int = 10, in_channels: int = 3, *, width: int = 16) -> Net:
+    """The plain 44-layer net for CIFAR: ResNet-44 without shortcuts; 0.66 M. Options as of `plain20`."""
+    return _cifar_plain(44, classes, in_channels, width)
+
+
+@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)
+def plain56(classes: int = 10, in_channels: int = 3, *, width: int = 16) -> Net:
+    """The plain 56-layer net for CIFAR: ResNet-56 without shortcuts; 0.85 M. Options as of `plain20`."""
+    return _cifar_plain(56, classes, in_channels, width)
+
+
+@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)
+def plain110(classes: int = 10, in_channels: int = 3, *, width: int = 16) -> Net:
+    """The plain 110-layer net for CIFAR: ResNet-110 without shortcuts; 1.7 M. Options as of `plain20`."""
+    return _cifar_plain(110, classes, in_channels, width)
 
 
 class Residual(nn.Module):

@@ -1,14 +1,20 @@
-"""ResNet-18, -34 and -50: He, Zhang, Ren & Sun, Deep residual learning (arXiv:1512.03385), table 1."""
+"""ResNet-18 to -152 and plain counterparts: He, Zhang, Ren & Sun 2015 (arXiv:1512.03385), table 1."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from striate.layers.pooling import GlobalAveragePool
-from striate.nets.net import NETS, Net, Size, finish, is_small
+from striate.nets.net import NETS, Net, Size, check_range, finish, is_small
 
 PAPER = "arXiv:1512.03385, table 1"
-WIDTHS = (64, 128, 256, 512)
+DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+# More blocks than this in one group, and the authors number them: res4a, res4b1, res4b2 ...
+LETTERS = 6
+QUICK = {"width": 8}
 
 
 class Projection(nn.Module):
@@ -91,34 +97,50 @@ class Bottleneck(nn.Module):
         return out
 
 
+def _stem(in_channels: int, width: int, small: bool) -> list[tuple[str, nn.Module]]:
+    """conv1, bn1, relu1, pool1; for small pictures a 3x3 convolution of stride 1 and no pool."""
+    kernel, stride = (3, 1) if small else (7, 2)
+    stages: list[tuple[str, nn.Module]] = [
+        ("conv1", nn.Conv2d(in_channels, width, kernel, stride, kernel // 2, bias=False)),
+        ("bn1", nn.BatchNorm2d(width)),
+        ("relu1", nn.ReLU()),
+    ]
+    return stages if small else [*stages, ("pool1", nn.MaxPool2d(3, 2, 1))]
+
+
+def _block_name(group: int, number: int, depth: int, deepest: int) -> str:
+    """res2a, res2b ...; in nets with a deep group, groups of more than 3 blocks are res4a, res4b1 ..."""
+    if number and depth > 3 and deepest > LETTERS:
+        return f"res{group}b{number}"
+    return f"res{group}{chr(ord('a') + number)}"
+
+
 def _resnet(
-    name: str,
+    layers: int,
     block: type[BasicBlock] | type[Bottleneck],
-    depths: tuple[int, ...],
     classes: int,
     in_channels: int,
     size: Size,
     zero_init: bool,
+    width: int,
 ) -> Net:
-    small = is_small(size)
-    stem = nn.Conv2d(in_channels, 64, 3, 1, 1, bias=False) if small else nn.Conv2d(
-        in_channels, 64, 7, 2, 3, bias=False
-    )  # fmt: skip
-    stages: list[tuple[str, nn.Module]] = [("conv1", stem), ("bn1", nn.BatchNorm2d(64)), ("relu1", nn.ReLU())]
-    if not small:
-        stages.append(("pool1", nn.MaxPool2d(3, 2, 1)))
-    channels = 64
-    for group, (width, depth) in enumerate(zip(WIDTHS, depths, strict=True), start=2):
+    check_range("width", width, 1, 1024)
+    depths = DEPTHS[layers]
+    stages = _stem(in_channels, width, is_small(size))
+    channels = width
+    for group, depth in enumerate(depths, start=2):
+        maps = width << (group - 2)
         for number in range(depth):
             stride = 2 if group > 2 and number == 0 else 1
-            stages.append((f"res{group}{chr(ord('a') + number)}", block(channels, width, stride)))
-            channels = width * block.expansion
+            name = _block_name(group, number, depth, max(depths))
+            stages.append((name, block(channels, maps, stride)))
+            channels = maps * block.expansion
     stages += [
         ("pool5", GlobalAveragePool()),
         ("flatten", nn.Flatten()),
         ("fc", nn.Linear(channels, classes)),
     ]
-    net = finish(Net(stages, head="fc", in_channels=in_channels, size=size, name=name), "he")
+    net = finish(Net(stages, head="fc", in_channels=in_channels, size=size, name=f"resnet{layers}"), "he")
     if zero_init:
         for module in net.modules():
             if isinstance(module, (BasicBlock, Bottleneck)):
@@ -126,23 +148,122 @@ def _resnet(
     return net
 
 
-@NETS.register(paper=PAPER, family="resnet", size=224, small=True)
-def resnet18(classes: int = 1000, in_channels: int = 3, *, size: Size = 224, zero_init: bool = False) -> Net:
+def _plain(layers: int, classes: int, in_channels: int, size: Size, width: int) -> Net:
+    """The convolutions of the basic blocks in a row, without shortcuts: table 1's conv2_x as conv2_1 ..."""
+    check_range("width", width, 1, 1024)
+    stages = _stem(in_channels, width, is_small(size))
+    channels = width
+    for group, depth in enumerate(DEPTHS[layers], start=2):
+        maps = width << (group - 2)
+        for number in range(1, 2 * depth + 1):
+            stride = 2 if group > 2 and number == 1 else 1
+            stages += plain_layer(f"{group}_{number}", channels, maps, stride)
+            channels = maps
+    stages += [
+        ("pool5", GlobalAveragePool()),
+        ("flatten", nn.Flatten()),
+        ("fc", nn.Linear(channels, classes)),
+    ]
+    return finish(Net(stages, head="fc", in_channels=in_channels, size=size, name=f"plain{layers}"), "he")
+
+
+def plain_layer(place: str, channels: int, width: int, stride: int) -> list[tuple[str, nn.Module]]:
+    """3x3 convolution, batch norm and ReLU as the stages conv, bn and relu of `place`."""
+    return [
+        (f"conv{place}", nn.Conv2d(channels, width, 3, stride, 1, bias=False)),
+        (f"bn{place}", nn.BatchNorm2d(width)),
+        (f"relu{place}", nn.ReLU()),
+    ]
+
+
+def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's and timm's keys of residual nets to ours: `layer1.0.downsample.1` is `res2a.shortcut.bn`.
+
+    How the blocks are called depends on how many the state holds.
+    """
+    places = [re.match(r"layer([1-4])\.(\d+)\.", key) for key in state]
+    blocks = [(int(found[1]), int(found[2])) for found in places if found]
+    depths = {group: 1 + max(number for g, number in blocks if g == group) for group, _ in set(blocks)}
+    shortcut = {"downsample.0.": "shortcut.conv.", "downsample.1.": "shortcut.bn."}
+
+    def ours(key: str) -> str:
+        found = re.fullmatch(r"layer([1-4])\.(\d+)\.(.+)", key)
+        if not found:
+            return key
+        group, number, rest = int(found[1]), int(found[2]), found[3]
+        name = _block_name(group + 1, number, depths[group], max(depths.values()))
+        for theirs, mine in shortcut.items():
+            if rest.startswith(theirs):
+                rest = mine + rest.removeprefix(theirs)
+        return f"{name}.{rest}"
+
+    return {ours(key): tensor for key, tensor in state.items()}
+
+
+KEYS = {"torchvision": from_torchvision, "timm": from_torchvision}
+
+
+@NETS.register(paper=PAPER, family="resnet", size=224, small=True, quick=QUICK, keys=KEYS)
+def resnet18(
+    classes: int = 1000, in_channels: int = 3, *, size: Size = 224, zero_init: bool = False, width: int = 64
+) -> Net:
     """ResNet-18: 2, 2, 2, 2 basic blocks of 64 to 512 maps; 11.7 M parameters.
 
     Pictures of at most 64 pixels get a 3x3 stem of stride 1 without pooling. With `zero_init` the last norm
     of each block starts at 0, so that each block starts as its shortcut (arXiv:1706.02677, section 5.1).
+    `width` is the number of maps of conv1 and of the first group.
+
+    Raises:
+        StriateError: `width` is not in 1 to 1024.
     """
-    return _resnet("resnet18", BasicBlock, (2, 2, 2, 2), classes, in_channels, size, zero_init)
+    return _resnet(18, BasicBlock, classes, in_channels, size, zero_init, width)
 
 
-@NETS.register(paper=PAPER, family="resnet", size=224, small=True)
-def resnet34(classes: int = 1000, in_channels: int = 3, *, size: Size = 224, zero_init: bool = False) -> Net:
+@NETS.register(paper=PAPER, family="resnet", size=224, small=True, quick=QUICK, keys=KEYS)
+def resnet34(
+    classes: int = 1000, in_channels: int = 3, *, size: Size = 224, zero_init: bool = False, width: int = 64
+) -> Net:
     """ResNet-34: 3, 4, 6, 3 basic blocks; 21.8 M parameters. Options as of `resnet18`."""
-    return _resnet("resnet34", BasicBlock, (3, 4, 6, 3), classes, in_channels, size, zero_init)
+    return _resnet(34, BasicBlock, classes, in_channels, size, zero_init, width)
 
 
-@NETS.register(paper=PAPER, family="resnet", size=224, small=True)
-def resnet50(classes: int = 1000, in_channels: int = 3, *, size: Size = 224, zero_init: bool = False) -> Net:
+@NETS.register(paper=PAPER, family="resnet", size=224, small=True, quick=QUICK, keys=KEYS)
+def resnet50(
+    classes: int = 1000, in_channels: int = 3, *, size: Size = 224, zero_init: bool = False, width: int = 64
+) -> Net:
     """ResNet-50: 3, 4, 6, 3 bottleneck blocks; 25.6 M parameters. Options as of `resnet18`."""
-    return _resnet("resnet50", Bottleneck, (3, 4, 6, 3), classes, in_channels, size, zero_init)
+    return _resnet(50, Bottleneck, classes, in_channels, size, zero_init, width)
+
+
+@NETS.register(paper=PAPER, family="resnet", size=224, small=True, quick=QUICK, keys=KEYS)
+def resnet101(
+    classes: int = 1000, in_channels: int = 3, *, size: Size = 224, zero_init: bool = False, width: int = 64
+) -> Net:
+    """ResNet-101: 3, 4, 23, 3 bottleneck blocks; 44.5 M parameters. Options as of `resnet18`."""
+    return _resnet(101, Bottleneck, classes, in_channels, size, zero_init, width)
+
+
+@NETS.register(paper=PAPER, family="resnet", size=224, small=True, quick=QUICK, keys=KEYS)
+def resnet152(
+    classes: int = 1000, in_channels: int = 3, *, size: Size = 224, zero_init: bool = False, width: int = 64
+) -> Net:
+    """ResNet-152: 3, 8, 36, 3 bottleneck blocks; 60.2 M parameters. Options as of `resnet18`."""
+    return _resnet(152, Bottleneck, classes, in_channels, size, zero_init, width)
+
+
+@NETS.register(paper=f"{PAPER} and section 3.3", family="resnet", size=224, small=True, quick=QUICK)
+def plain18(classes: int = 1000, in_channels: int = 3, *, size: Size = 224, width: int = 64) -> Net:
+    """The plain 18-layer net: the convolutions of ResNet-18 without shortcuts; 11.5 M parameters.
+
+    `width` is the number of maps of conv1 and of the first group. Small pictures as in `resnet18`.
+
+    Raises:
+        StriateError: `width` is not in 1 to 1024.
+    """
+    return _plain(18, classes, in_channels, size, width)
+
+
+@NETS.register(paper=f"{PAPER} and section 3.3", family="resnet", size=224, small=True, quick=QUICK)
+def plain34(classes: int = 1000, in_channels: int = 3, *, size: Size = 224, width: int = 64) -> Net:
+    """The plain 34-layer net of figure 3: ResNet-34 without shortcuts; 21.6 M. Options as of `plain18`."""
+    return _plain(34, classes, in_channels, size, width)
