@@ -71,7 +71,7 @@ def maxout(x: Tensor, pieces: int) -> Tensor:
         raise StriateError(
             f"the input has shape {tuple(x.shape)}", allowed=f"channels that are a multiple of {pieces}"
         )
-    return x.unflatten(1, (-1, pieces)).amax(2)
+    return x.reshape(x.shape[0], x.shape[1] // pieces, pieces, *x.shape[2:]).amax(2)
 
 
 torch.fx.wrap("maxout")
@@ -103,7 +103,8 @@ class MaxoutLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last axis: (N, ..., D) -> (N, ..., M)."""
-        return nn.functional.linear(x, self.weight, self.bias).unflatten(-1, (-1, self.pieces)).amax(-1)
+        y = nn.functional.linear(x, self.weight, self.bias)
+        return y.view(*x.shape[:-1], self.out_features, self.pieces).amax(-1)
 
     def extra_repr(self) -> str:
         """Sizes, for printing."""

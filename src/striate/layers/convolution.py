@@ -100,7 +100,7 @@ class PaddedConv2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         """Sizes and padding, for printing."""
-        return f"{super().extra_repr()}, sides={self.sides}"
+        return f"{nn.Conv2d.extra_repr(self)}, sides={self.sides}"  # type: ignore[no-untyped-call]
 
 
 @LAYERS.register(
@@ -296,7 +296,7 @@ def table_convolve(
     for count, rows in itertools.groupby(table, len):
         maps = list(rows)
         seen = torch.cat([x[:, first:end] for row in maps for first, end in _runs(row)], 1)
-        part = weight[at : at + count * len(maps)].unflatten(0, (len(maps), count))
+        part = weight[at : at + count * len(maps)].view(len(maps), count, *weight.shape[1:])
         parts.append(convolve(seen, part, None, stride, padding, (1, 1), len(maps), value))
         at += count * len(maps)
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from striate.core.errors import StriateError
+from striate.core.errors import StriateError, unknown
 from striate.layers.registry import LAYERS
 from striate.layers.windows import Size, pair, window_count
 
@@ -191,7 +193,123 @@ def drawn_unit(
         x = drawn % kernel[1] + stride[1] * torch.arange(columns, device=a.device)
         # Padding is never drawn before a positive value; where there is none, any unit of value 0 will do.
         place = y.clamp_(max=height - 1) * width + x.clamp_(max=width - 1)
-    return a.flatten(2).gather(2, place.flatten(2)).unflatten(2, (rows, columns))
+    return a.flatten(2).gather(2, place.flatten(2)).view(*a.shape[:2], rows, columns)
 
 
 torch.fx.wrap("drawn_unit")
+
+
+@LAYERS.register(
+    paper="arXiv:1311.2901, section 2.1 (unpooling); arXiv:1112.6209",
+    example=lambda: (MaxPoolSwitches(3, 2, 1), torch.randn(2, 3, 6, 5)),
+)
+class MaxPoolSwitches(_Windows):
+    """Max pooling that also tells which unit won: (N, C, H, W) -> values and switches, both (N, C, h, w).
+
+    A switch is row * W + column of the winner in the map that came in, int64; padding never wins; of equal
+    values the first does. `MaxUnpool` goes back. Zeiler & Fergus 2013.
+
+    Raises:
+        StriateError: padding above half of the kernel.
+    """
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The maxima, and where they were."""
+        y, switches = F.max_pool2d(
+            x, self.kernel_size, self.stride, self.padding, ceil_mode=self.ceil_mode, return_indices=True
+        )
+        return y, switches
+
+
+def _unpool_example() -> tuple[nn.Module, tuple[Tensor, Tensor, tuple[int, int]]]:
+    values, switches = MaxPoolSwitches(3, 2, 1)(torch.randn(2, 3, 6, 5))
+    return MaxUnpool(), (values, switches, (6, 5))
+
+
+@LAYERS.register(paper="arXiv:1311.2901, section 2.1", example=_unpool_example)
+class MaxUnpool(nn.Module):
+    """Put each value back to where its maximum was, 0 elsewhere: (N, C, h, w) -> (N, C, H, W).
+
+    Takes values, the switches of `MaxPoolSwitches` and the size (H, W) of the map that was pooled. Where
+    windows overlap, several may have taken the same unit: `overlap` "mean" gives it the mean of their values,
+    so that unpooling what was pooled restores every maximum; "sum" gives their sum, which is the transposed
+    map, exactly what the gradient of max pooling does. Zeiler & Fergus 2013.
+
+    Raises:
+        StriateError: another `overlap`, switches of another shape than the values, or outside of the map.
+    """
+
+    def __init__(self, overlap: str = "mean") -> None:
+        super().__init__()
+        if overlap not in ("mean", "sum"):
+            raise unknown("overlap", overlap, ("mean", "sum"))
+        self.overlap = overlap
+
+    def forward(self, x: Tensor, switches: Tensor, size: tuple[int, int]) -> Tensor:
+        """Unpool values (N, C, h, w) by switches (N, C, h, w) into maps of `size`."""
+        return unpool(x, switches, size, self.overlap)
+
+    def extra_repr(self) -> str:
+        """The rule for overlaps, for printing."""
+        return self.overlap
+
+
+def unpool(x: Tensor, switches: Tensor, size: tuple[int, int], overlap: str) -> Tensor:
+    """Values (N, C, h, w) at their switches in (N, C, *size), 0 elsewhere."""
+    if x.ndim != 4 or switches.shape != x.shape:
+        raise StriateError(
+            f"values {tuple(x.shape)} and switches {tuple(switches.shape)}",
+            allowed="two of the same shape (N, C, h, w)",
+        )
+    height, width = size
+    checked = switches.numel() > 0 and not switches.is_meta
+    if checked and not 0 <= int(switches.min()) <= int(switches.max()) < height * width:
+        raise StriateError(
+            f"a switch points outside of the {height} x {width} map",
+            hint="give the size of the map that was pooled",
+        )
+    places = switches.flatten(2)
+    empty = x.new_zeros(*x.shape[:2], height * width)
+    if overlap == "mean":
+        times = empty.scatter_add(2, places, torch.ones_like(x).flatten(2))
+        empty = empty.scatter_add(2, places, x.flatten(2)) / times.clamp_min(1)
+    else:
+        empty = empty.scatter_add(2, places, x.flatten(2))
+    return empty.view(*x.shape[:2], height, width)
+
+
+torch.fx.wrap("unpool")
+
+
+@LAYERS.register(
+    paper="arXiv:1406.4729, section 2.2 and appendix A",
+    example=lambda: (SpatialPyramidPool((1, 2, 4)), torch.randn(2, 3, 7, 6)),
+)
+class SpatialPyramidPool(nn.Module):
+    """Maxima (or means) over grids of n x n bins, one grid a level, joined: (N, C, H, W) -> (N, C * sum n^2).
+
+    Bin i of n covers the rows from floor(i H / n) to ceil((i + 1) H / n), columns likewise, so that maps of
+    any size give the same number of features; bins of small maps overlap. Order: level, channel, row, column.
+    He et al. 2014; the paper's grids are 1, 2, 3, 6. `mode` is "max" or "average".
+
+    Raises:
+        StriateError: another mode, no level, or a level that is not a positive whole number.
+    """
+
+    def __init__(self, levels: Sequence[int] = (1, 2, 4), mode: str = "max") -> None:
+        super().__init__()
+        if mode not in ("max", "average"):
+            raise unknown("mode", mode, ("max", "average"))
+        if not levels:
+            raise StriateError("no levels", allowed="at least one number of bins along a side")
+        self.levels = tuple(pair(n, "level")[0] for n in levels)
+        self.mode = mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool over all grids and join."""
+        pool = F.adaptive_max_pool2d if self.mode == "max" else F.adaptive_avg_pool2d
+        return torch.cat([pool(x, (n, n)).flatten(1) for n in self.levels], 1)
+
+    def extra_repr(self) -> str:
+        """Levels and mode, for printing."""
+        return f"{self.levels}, {self.mode}"

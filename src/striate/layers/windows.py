@@ -44,7 +44,7 @@ def check_padding(padding: Padding) -> Padding:
     if padding == "valid":
         return (0, 0, 0, 0)
     sides = tuple(padding) if isinstance(padding, (tuple, list)) else (padding,)
-    if not all(_whole(n) and n >= 0 for n in sides) or len(sides) not in (1, 2, 4):
+    if not all(_whole(n) and int(n) >= 0 for n in sides) or len(sides) not in (1, 2, 4):
         raise StriateError(
             f"padding is {padding!r}",
             allowed="'valid', 'same', a number, (vertical, horizontal) or (top, bottom, left, right)",

@@ -1,0 +1,140 @@
+"""How weights begin. LSUV, which must see a net at work, is in `striate.nets.lsuv`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from striate.core.errors import StriateError
+from striate.core.registry import Registry
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Scheme(Protocol):
+    """Draws the weights of all layers below a module, sets their biases to 0, and returns the module."""
+
+    def __call__(self, module: M) -> M:
+        """Draw."""
+        ...
+
+
+INITIALISATIONS: Registry[Callable[..., nn.Module]] = Registry("initialisation", "striate.layers")
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+
+
+def weighted(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers at and below `module` that these rules are for, in order of definition.
+
+    Linear layers, convolutions, and every layer with a `weight` and a method `fans`; those without memory
+    (on the meta device) are left out.
+    """
+    for layer in module.modules():
+        if isinstance(layer, PLAIN) or (hasattr(layer, "fans") and isinstance(layer.weight, Tensor)):
+            weight = layer.weight
+            assert isinstance(weight, Tensor)  # by the line above
+            if not weight.is_meta:
+                yield layer
+
+
+def fans(layer: nn.Module) -> tuple[float, float]:
+    """How many inputs a unit has, and how many units an input reaches (at stride 1).
+
+    Layers with weights of another form tell it by a method `fans`. A transposed convolution gathers each
+    output from a window of kernel / stride positions along each axis.
+    """
+    own = getattr(layer, "fans", None)
+    if own is not None:
+        count_in, count_out = own()
+        return float(count_in), float(count_out)
+    weight = layer.weight
+    assert isinstance(weight, Tensor)  # by `weighted`
+    area = weight[0, 0].numel()
+    groups = getattr(layer, "groups", 1)
+    if isinstance(layer, TRANSPOSED):
+        share = area / math.prod(layer.stride)
+        return weight.shape[0] // groups * share, weight.shape[1] * area
+    return weight.shape[1] * area, weight.shape[0] // groups * area
+
+
+def _draw(module: M, rule: Callable[[nn.Module, Tensor], None]) -> M:
+    with torch.no_grad():
+        for layer in weighted(module):
+            weight, bias = layer.weight, getattr(layer, "bias", None)
+            assert isinstance(weight, Tensor)  # by `weighted`
+            rule(layer, weight)
+            if isinstance(bias, Tensor):
+                bias.zero_()
+    return module
+
+
+@INITIALISATIONS.register(paper="NIPS 2012, section 5 (standard deviation 0.01)")
+def gaussian(module: M, std: float = 0.01) -> M:
+    """Draw all weights from a normal distribution of standard deviation `std`; biases 0.
+
+    Krizhevsky, Sutskever & Hinton 2012, section 5: 0.01. Acts on every layer that `weighted` finds.
+
+    Raises:
+        StriateError: `std` is below 0.
+    """
+    if not 0 <= std < math.inf:
+        raise StriateError(f"std is {std!r}", allowed="a number from 0")
+    return _draw(module, lambda _, weight: _normal(weight, std))
+
+
+@INITIALISATIONS.register(paper="Glorot & Bengio, AISTATS 2010, equation 16")
+def xavier(module: M) -> M:
+    """Draw weights uniformly with variance 2 / (n + m), n inputs to a unit, m units from an input; biases 0.
+
+    Within sqrt(6 / (n + m)); Glorot & Bengio 2010. In groups, only the group's own units count.
+    """
+
+    def rule(layer: nn.Module, weight: Tensor) -> None:
+        bound = math.sqrt(6 / sum(fans(layer)))
+        weight.uniform_(-bound, bound)
+
+    return _draw(module, rule)
+
+
+@INITIALISATIONS.register(paper="arXiv:1502.01852, equations 10 and 15")
+def he(module: M, slope: float = 0.0) -> M:
+    """Draw weights normally with variance 2 / ((1 + slope^2) n), n inputs to a unit; biases 0.
+
+    He et al. 2015: keeps the scale of what passes through layers with rectifiers of this negative slope.
+    """
+
+    def rule(layer: nn.Module, weight: Tensor) -> None:
+        _normal(weight, math.sqrt(2 / ((1 + slope**2) * fans(layer)[0])))
+
+    return _draw(module, rule)
+
+
+@INITIALISATIONS.register(paper="arXiv:1312.6120, section 3")
+def orthogonal(module: M, gain: float = 1.0) -> M:
+    """Draw weights as random orthogonal matrices times `gain`, one row a unit's weights; biases 0.
+
+    Saxe et al. 2013. With more units than inputs the columns are orthogonal instead. Each group of a
+    convolution is a matrix of its own.
+    """
+
+    def rule(layer: nn.Module, weight: Tensor) -> None:
+        groups = getattr(layer, "groups", 1)
+        if weight.ndim > 4:  # tiled: a matrix for each place
+            parts = [p for place in weight.flatten(0, 1) for p in place.chunk(groups)]
+        elif weight.ndim == 3 and not isinstance(layer, PLAIN):  # a table's connections, one kernel a row
+            parts = [weight]
+        else:
+            parts = list(weight.chunk(groups))
+        for part in parts:
+            nn.init.orthogonal_(part, gain)
+
+    return _draw(module, rule)
+
+
+def _normal(weight: Tensor, std: float) -> None:
+    weight.normal_(0, std) if std > 0 else weight.zero_()

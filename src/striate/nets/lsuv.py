@@ -1,0 +1,59 @@
+"""Layer-sequential unit variance: weights that begin with the scale that a batch of pictures shows right."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from striate.core.errors import StriateError
+from striate.layers.initialisation import INITIALISATIONS, orthogonal, weighted
+from striate.nets.taps import leaves_as_found, places, stepping
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@INITIALISATIONS.register(paper="arXiv:1511.06422, algorithm 1", needs="a batch")
+def lsuv(module: M, batch: Tensor, *, tolerance: float = 0.01, passes: int = 10) -> M:
+    """Orthogonal weights, scaled layer after layer until each gives outputs of variance 1 on `batch`.
+
+    Mishkin & Matas 2015. batch: (N, C, H, W) floats, normalised as in training, some hundred pictures are
+    enough. As the layers' biases are 0, dividing weights by the standard deviation divides the output
+    likewise, so that one pass sets all layers in the order in which they run; more follow only while a
+    variance is further than `tolerance` from 1 (layers that bend their own outputs). Modes, running means
+    and random state stay as they were but for the weights; the pass is made in evaluation mode.
+
+    Raises:
+        StriateError: a layer gives a constant, so that no scale helps, or `tolerance` is not above 0.
+    """
+    if not tolerance > 0 or passes < 1:
+        raise StriateError(f"tolerance {tolerance!r}, {passes!r} passes", allowed="both above 0")
+    orthogonal(module)
+    chosen = {id(layer) for layer in weighted(module)}
+    names = [name for name, layer in places(module).items() if id(layer) in chosen]
+    worst = 0.0
+
+    def scale(name: str, output: Tensor) -> Tensor:
+        nonlocal worst
+        layer = module.get_submodule(name)
+        weight = layer.weight
+        assert isinstance(weight, Tensor)  # by `weighted`
+        variance = float(output.var())
+        if not 0 < variance < float("inf"):
+            raise StriateError(
+                f"layer {name!r} gives a variance of {variance:g}", hint="give a batch of different pictures"
+            )
+        worst = max(worst, abs(variance - 1))
+        weight.div_(math.sqrt(variance))
+        return output / math.sqrt(variance)
+
+    with leaves_as_found(module), torch.no_grad(), stepping(module, names, leave=scale):
+        module.eval()
+        for _ in range(passes):
+            worst = 0.0
+            module(batch)
+            if worst <= tolerance:
+                break
+    return module
