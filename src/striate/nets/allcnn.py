@@ -82,7 +82,7 @@ def allcnn(
         stages.append(("drop0", nn.Dropout(input_dropout)))
         layers = _cifar("C" if model == "auto" else model, variant, width)
     elif model in ("auto", "B") and variant == "all":
-        layers = [(maps * width // 96, *window) for maps, *window in IMAGENET]
+        layers = [(maps * width // 96, kernel, stride, padding) for maps, kernel, stride, padding in IMAGENET]
     else:
         raise StriateError(
             f"model is {model!r} and variant {variant!r} for pictures of more than 64 pixels",

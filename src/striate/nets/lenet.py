@@ -123,11 +123,12 @@ def lenet1989(classes: int = 10, in_channels: int = 1, *, size: Size = 16, outpu
         raise unknown("output", output, OUTPUTS_1989)
     first = tuple(-(-n // 2) for n in pair(size))
     second = tuple(-(-n // 2) for n in first)
-    window = {"stride": 2, "padding": 2, "pad_value": -1.0}
+    h1 = UntiedBiasConv2d(in_channels, 12, 5, (first[0], first[1]), stride=2, padding=2, pad_value=-1.0)
+    h2 = TableConv2d(H2_TABLE, 5, out_size=(second[0], second[1]), stride=2, padding=2, pad_value=-1.0)
     stages: list[tuple[str, nn.Module]] = [
-        ("H1", UntiedBiasConv2d(in_channels, 12, 5, (first[0], first[1]), **window)),
+        ("H1", h1),
         ("tanh1", ScaledTanh()),
-        ("H2", TableConv2d(H2_TABLE, 5, out_size=(second[0], second[1]), **window)),
+        ("H2", h2),
         ("tanh2", ScaledTanh()),
         ("flatten", nn.Flatten()),
         ("H3", nn.Linear(12 * math.prod(second), 30)),
@@ -148,9 +149,9 @@ def lenet5_1998(classes: int = 10, in_channels: int = 1, *, size: Size = 32, out
 
     C1: 6 maps, 5x5; S2; C3: 16 maps, 5x5, each of the maps of S2 that table I lists; S4; C5: 120 units; F6:
     84 units. 60,000 parameters for one channel and 32 x 32 pixels, and those of the output: "linear", or
-    "rbf", the distances from one fixed code a class, with the paper's 340,908 connections in all. The paper
-    leaves open whether the subsampled sums alone are squashed; here the convolutions' are too. Smaller
-    pictures are padded as in `lenet5`. `reset_head` gives a linear output.
+    "rbf", the distances from one fixed code a class, with the paper's 340,908 connections in all. The units
+    of every layer up to F6 are squashed, those of C1 and C3 before they are subsampled. Smaller pictures are
+    padded as in `lenet5`. `reset_head` gives a linear output.
 
     Raises:
         StriateError: an unknown output.
