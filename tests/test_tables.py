@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from image_sets import png, problem, write, zipped
+from striate.core.errors import StriateError
 from striate.data.formats import open_data
 
 
@@ -91,6 +93,15 @@ def test_paths_may_leave_the_folder_on_disk_but_not_in_an_archive(tmp_path: Path
     assert sorted(data.split("test").read(i) for i in range(2)) == sorted([png(0), png(1)])
     packed = zipped(tmp_path / "a.zip", {"t.csv": text.encode(), "x/0.png": png(0)})
     assert "2 of 2 images" in problem(packed)
+
+
+def test_labels_of_thousands_of_digits_are_names(tmp_path: Path) -> None:
+    root = write(tmp_path / "set", {f"{i}.png": png(i) for i in range(4)})
+    long = "7" * 5000
+    (root / "labels.csv").write_text(f"path,label\n0.png,{long}\n1.png,{long}\n2.png,1\n3.png,1\n")
+    assert open_data(root, test=0.5).classes == ("1", long)
+    with pytest.raises(StriateError, match="class"):
+        open_data(root, test=1, classes=["a", "b"])
 
 
 def test_an_index_column_lines_up_with_a_models_classes(tmp_path: Path) -> None:

@@ -158,13 +158,9 @@ class Model:
 
         With on_error="skip" the answer for an unreadable image is its BadImage. Raises as `predict` does.
         """
-        for name, value in (
-            ("batch", batch),
-            ("top", top),
-            ("threads", processors() if threads is None else threads),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise StriateError(f"{name} is {value!r}", allowed="a whole number, at least 1")
+        for name, value, least in (("batch", batch, 1), ("top", top, 1), ("threads", threads or 0, 0)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise StriateError(f"{name} is {value!r}", allowed=f"a whole number, at least {least}")
         if on_error not in ON_ERROR:
             raise unknown("on-error", on_error, ON_ERROR)
         source = enumerate(images)
@@ -262,9 +258,9 @@ class Model:
                 )
         if path.is_file():
             return _from_file(cls, path, net).to(device)
-        if isinstance(source, str) and source in weights.CARDS:
+        if isinstance(source, str) and weights.is_published(source):
             return _published(cls, source).to(device)
-        if path.suffix or len(path.parts) > 1:
+        if (path.suffix and not weights.resembles(source)) or len(path.parts) > 1:
             raise StriateError(f"there is no file or folder {str(source)!r}", hint="check the path")
         raise unknown("model", source, weights.CARDS, hint="or give a run folder or a .safetensors file")
 

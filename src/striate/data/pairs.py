@@ -180,7 +180,8 @@ def _class_file(tree: Tree) -> tuple[list[int], list[str]] | None:
     ]
     if cells and len(cells[0]) > 1 and not cells[0][0].strip().isdigit():
         cells = cells[1:]
-    if cells and all(len(row) > 1 and row[0].strip().isdigit() for row in cells):
+    # Python refuses to read numbers of thousands of digits.
+    if cells and all(len(row) > 1 and re.fullmatch("[0-9]{1,9}", row[0].strip()) for row in cells):
         numbers = [int(row[0]) for row in cells]
         names = [row[1].strip() for row in cells]
     else:

@@ -236,7 +236,12 @@ def _problems(
 def _are_indices(labels: Sequence[str], classes: Sequence[str]) -> bool:
     if set(labels) <= set(classes):
         return False
-    return all(label.isascii() and label.isdigit() and int(label) < len(classes) for label in labels)
+    return all(_is_index(label, len(classes)) for label in labels)
+
+
+def _is_index(label: str, count: int) -> bool:
+    # Python refuses to read numbers of thousands of digits.
+    return label.isascii() and label.isdigit() and len(label) < 10 and int(label) < count
 
 
 def _targets(labels: list[str]) -> tuple[str, tuple[str, ...], np.ndarray]:
