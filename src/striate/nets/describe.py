@@ -86,13 +86,14 @@ def composite(module: nn.Module) -> str:
 
 
 def _convolution(layer: Any) -> str:
-    channels, groups = layer.in_channels, layer.groups
+    # Convolutions with tables or biases of their own have neither groups nor dilation.
+    channels, groups = layer.in_channels, getattr(layer, "groups", 1)
     parts = [f"{_by(layer.kernel_size)} conv", str(layer.out_channels)]
     if max(_all(layer.stride)) > 1:
         parts.append(f"/{_short(layer.stride)}")
     if groups > 1:
         parts.append("depthwise" if groups == channels == layer.out_channels else f"{groups} groups")
-    if max(_all(layer.dilation)) > 1:
+    if max(_all(getattr(layer, "dilation", 1))) > 1:
         parts.append(f"dilation {_short(layer.dilation)}")
     if isinstance(layer, CONVOLUTIONS[3:]):
         parts[0] = f"{_by(layer.kernel_size)} transposed conv"
