@@ -164,6 +164,21 @@ def data(
     return Answer(result.lines(), result.to_dict())
 
 
+def weights(
+    action: Literal["list", "fetch", "verify"], name: str | None = None,
+) -> Answer:  # fmt: skip
+    """List, fetch and verify the published weights of nets.
+
+    Args:
+        action: list shows every file; fetch brings one to this machine; verify compares files and cards
+        name: a published net's name; for list, a part of names; for verify, also a file, and none means all
+    """
+    from striate.studies import shelf
+
+    result = {"list": shelf.listing, "fetch": shelf.fetch, "verify": shelf.verify}[action](name)
+    return Answer(result.lines(), result.to_dict())
+
+
 def report(run: str) -> Answer:
     """Write the report of a run anew.
 
@@ -189,6 +204,54 @@ def list_(kind: ListKind, model: str | None = None) -> Answer:
     return Answer(found.lines(), found.to_dict())
 
 
+def nets(
+    action: Literal["show"], name: str, *, size: int | tuple[int, int] | None = None,
+    classes: int | None = None, in_channels: int | None = None, options: dict[str, Any] | None = None,
+    out: str | None = None,
+) -> Answer:  # fmt: skip
+    """Show a network: the table of its paper, parameters, operations, memory, receptive fields, a drawing.
+
+    Args:
+        action: what to do
+        name: one of 'striate list nets', a published weight file, a run folder or a .safetensors file
+        size: side of the pictures, or [height, width]; by default the net's own
+        classes: number of classes; by default the net's usual one
+        in_channels: channels of the pictures; by default the net's usual number
+        options: the net's own options, such as --options.width 32
+        out: write the drawing to this .svg file, or the table to this .csv or .json file
+    """
+    from striate.studies.show_net import show_net
+
+    page = show_net(name, size=size, classes=classes, in_channels=in_channels, options=options)
+    written = [f"written:       {page.save(out)}"] if out else []
+    return Answer([*page.lines(), *written], page.to_dict())
+
+
+def compare(
+    what: Literal["nets"], names: list[str] | None = None, *, measure: bool = False,
+    size: int | None = None, rounds: int = 5, threads: int = 0, device: str = "auto", out: str | None = None,
+) -> Answer:  # fmt: skip
+    """Compare networks: accuracy, parameters, operations; measured: time, throughput, memory, energy.
+
+    Args:
+        what: what to compare
+        names: nets, or published weight files; none: every net with published scores
+        measure: time them on this machine too
+        size: side of the pictures for all of them; by default each one's own
+        rounds: rounds of the measurement, in each of which every net has its turn
+        threads: processor threads; 0 takes all
+        device: auto, cpu or cuda
+        out: write to this .csv, .json, .png or .svg file, or all four into this folder
+    """
+    from striate.studies.compare_nets import compare_nets
+
+    result = compare_nets(
+        names or None, measure=measure, size=size, rounds=rounds, threads=threads, device=device
+    )
+    written = ["", f"written: {result.save(out)}"] if out else []
+    return Answer([*result.lines(), *written], result.to_dict())
+
+
 def demo(*, out: str = "runs/demo", seed: int = 0) -> Answer:
     """Train LeNet-5 on embedded digits, test it, explain it, and recognise two photographs.
 
@@ -212,7 +275,7 @@ def doctor() -> Answer:
 
 VERBS: dict[str, Any] = {
     "train": train, "evaluate": evaluate, "predict": predict, "visualize": visualize, "data": data,
-    "report": report, "list": list_, "demo": demo, "doctor": doctor,
+    "weights": weights, "report": report, "list": list_, "demo": demo, "doctor": doctor,
 }  # fmt: skip
 
 
