@@ -275,7 +275,8 @@ def doctor() -> Answer:
 
 VERBS: dict[str, Any] = {
     "train": train, "evaluate": evaluate, "predict": predict, "visualize": visualize, "data": data,
-    "weights": weights, "report": report, "list": list_, "demo": demo, "doctor": doctor,
+    "nets": nets, "compare": compare, "weights": weights, "report": report, "list": list_, "demo": demo,
+    "doctor": doctor,
 }  # fmt: skip
 
 

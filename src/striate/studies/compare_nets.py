@@ -272,7 +272,8 @@ def _measured(
     where = torch.cuda.get_device_name(place) if place.startswith("cuda") else f"{used} processor threads"
     how = (
         f"measured on {where}, PyTorch {torch.__version__}, 32 bits, drawn weights: median of {rounds} "
-        f"rounds in which every net has its turn; batches of 1 and of 16; memory of a process with a batch of 16"
+        f"rounds in which every net has its turn; batches of 1 and of 16; memory of a process "
+        f"with a batch of 16"
     )
     return columns, source, how
 
