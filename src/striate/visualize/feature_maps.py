@@ -27,6 +27,7 @@ from striate.visualize.method import (
     net_input,
     together,
 )
+from striate.visualize.stages import first_with_maps, must_be_maps
 
 if TYPE_CHECKING:
     from striate.model import Model
@@ -55,7 +56,7 @@ class FeatureMaps(Method):
 
     def draw(self, model: Model, views: Sequence[Pixels]) -> Picture:
         """The picture; raises StriateError for an unknown stage, or one without maps."""
-        stage = self.stage or _first_with_maps(model)
+        stage = self.stage or first_with_maps(model)
         # One image at a time, and twice rather than all kept: memory does not grow with the images.
         activations = (_maps(model, stage, view) for view in views)
         strength = np.mean([np.abs(maps).mean(axis=(1, 2)) for maps in activations], axis=0)
@@ -100,33 +101,10 @@ def _maps(model: Model, stage: str, view: Pixels) -> NDArray[np.float32]:
     """The output (C, h, w) of a stage for one view."""
     with torch.no_grad(), capture(model.net, [stage]) as seen:
         model.net(net_input(model, view))
-    output = seen[stage]
-    if not isinstance(output, torch.Tensor) or output.ndim != 4:
-        shape = tuple(output.shape[1:]) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise StriateError(
-            f"stage {stage!r} gives no maps but {shape}",
-            allowed=_with_maps(model),
-            hint="name a stage before it",
-        )
+    output = must_be_maps(model, stage, seen[stage])
     must_be_numbers(output, f"the activations of {stage!r}")
     maps: NDArray[np.float32] = output[0].float().cpu().numpy()
     return maps
-
-
-def _with_maps(model: Model) -> list[str]:
-    """The names of the stages that give maps, as far as the net can tell."""
-    try:
-        return [info.name for info in model.net.spatial_stages()]  # type: ignore[operator]
-    except (AttributeError, StriateError):
-        return []
-
-
-def _first_with_maps(model: Model) -> str:
-    # A net that geometry cannot follow is asked for its first stage: running it tells what it gives.
-    names = _with_maps(model) or list(getattr(model.net, "stage_names", ()))
-    if not names:
-        raise StriateError("the net does not name its stages", hint="name one of its modules with 'stage'")
-    return str(names[0])
 
 
 def _title(model: Model, stage: str, view: Pixels, shape: Sequence[int], total: int) -> str:
