@@ -65,13 +65,15 @@ class Maxout(nn.Module):
         return f"{self.pieces}"
 
 
-def maxout(x: Tensor, pieces: int) -> Tensor:
-    """The largest of each `pieces` neighbouring maps: (N, C * pieces, ...) -> (N, C, ...)."""
-    if x.ndim < 2 or x.shape[1] % pieces:
+def maxout(x: Tensor, pieces: int, axis: int = 1) -> Tensor:
+    """The largest of each `pieces` neighbours along an axis: (N, C * pieces, ...) -> (N, C, ...)."""
+    axis %= x.ndim
+    if x.ndim < 2 or x.shape[axis] % pieces:
         raise StriateError(
             f"the input has shape {tuple(x.shape)}", allowed=f"channels that are a multiple of {pieces}"
         )
-    return x.reshape(x.shape[0], x.shape[1] // pieces, pieces, *x.shape[2:]).amax(2)
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+    return x.reshape(*before, x.shape[axis] // pieces, pieces, *after).amax(axis + 1)
 
 
 torch.fx.wrap("maxout")
@@ -103,8 +105,7 @@ class MaxoutLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last axis: (N, ..., D) -> (N, ..., M)."""
-        y = nn.functional.linear(x, self.weight, self.bias)
-        return y.view(*x.shape[:-1], self.out_features, self.pieces).amax(-1)
+        return maxout(nn.functional.linear(x, self.weight, self.bias), self.pieces, axis=-1)
 
     def extra_repr(self) -> str:
         """Sizes, for printing."""

@@ -119,19 +119,13 @@ def orthogonal(module: M, gain: float = 1.0) -> M:
     """Draw weights as random orthogonal matrices times `gain`, one row a unit's weights; biases 0.
 
     Saxe et al. 2013. With more units than inputs the columns are orthogonal instead. Each group of a
-    convolution is a matrix of its own.
+    convolution is a matrix of its own; layers with weights of another form tell theirs by `matrices`.
     """
 
     def rule(layer: nn.Module, weight: Tensor) -> None:
-        groups = getattr(layer, "groups", 1)
-        if weight.ndim > 4:  # tiled: a matrix for each place
-            parts = [p for place in weight.flatten(0, 1) for p in place.chunk(groups)]
-        elif weight.ndim == 3 and not isinstance(layer, PLAIN):  # a table's connections, one kernel a row
-            parts = [weight]
-        else:
-            parts = list(weight.chunk(groups))
-        for part in parts:
-            nn.init.orthogonal_(part, gain)
+        own = getattr(layer, "matrices", None)
+        for matrix in own() if own is not None else weight.chunk(getattr(layer, "groups", 1)):
+            nn.init.orthogonal_(matrix, gain)
 
     return _draw(module, rule)
 
