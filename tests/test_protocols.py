@@ -87,6 +87,7 @@ def run(model: Model, text: str | Protocol, images: list[np.ndarray], batch: int
         ("Toy_Corners( share = 0.5 )", Corners(share=0.5)),
         ("toy-corners+flip@9 + center", Sum((Corners(flip=True, scales=(9,)), parse_protocol("center")))),
         ("toy-corners@9+flip", Corners(flip=True, scales=(9,))),
+        ("toy-corners@x1,X1.25,9", Corners(scales=(1.0, 1.25, 9))),
         (
             "center+toy-whole+center+flip",
             Sum((Center(), Whole(), Center(flip=True))),
@@ -104,7 +105,9 @@ toys = st.builds(
     side=st.integers(-9, 999),
     share=st.floats(0, 1e6),
     flip=st.booleans(),
-    scales=st.lists(st.integers(1, 9999), unique=True, max_size=3).map(tuple),
+    scales=st.lists(
+        st.integers(1, 9999) | st.floats(0.01, 64), unique_by=lambda size: (type(size), size), max_size=3
+    ).map(tuple),
 )
 
 
@@ -114,7 +117,7 @@ def test_what_is_printed_is_read_back(parts: list[Protocol]) -> None:
     assert parse_protocol(str(protocol)) == protocol
 
 
-@given(st.text(alphabet="center+flip@,()0123456789 =-x", max_size=24))
+@given(st.text(alphabet="center+flip@,()0123456789 =-x.", max_size=24))
 def test_any_text_is_read_or_refused_in_one_line(text: str) -> None:
     try:
         told = str(parse_protocol(text))

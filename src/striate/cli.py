@@ -55,40 +55,37 @@ def train(
 
 
 def evaluate(
-    model: str, data: str, *, split: str = "test", protocol: str = "center", batch: int = 64,
-    threads: int = 0, device: str = "auto", label_column: str | None = None, out: str | None = None,
+    model: str, data: str, *, split: str = "test", protocol: str = "center", grid: str | None = None,
+    trained_side: str | None = None, corruptions: bool = False, batch: int = 64, threads: int = 0,
+    device: str = "auto", label_column: str | None = None, out: str | None = None,
 ) -> Answer:  # fmt: skip
     """Test a model by a protocol: scores with 95% intervals, and what they cost.
 
     Args:
-        model: a run folder, a .safetensors file, or a published net's name
+        model: a run folder, a .safetensors file, or a published net's name; several as A+B are fused
         data: a folder, .zip, .tar, .csv or IDX file, or a name
         split: train, val, test or all
-        protocol: the views that the network sees and how they are pooled, such as center
+        protocol: the views that the network sees and how they are pooled, such as dense@256,384+flip
+        grid: a table of several protocols: vgg, or their forms joined by ';'
+        trained_side: for --grid vgg, the shorter side S of the training images, such as 256 or 256,512
+        corruptions: accuracy under noise, blur, low contrast and JPEG, and consistency under shifts
         batch: images a forward pass
         threads: processor threads; 0 takes all
         device: auto, cpu, cuda or mps
         label_column: the column of a table that holds the class, where it is not found by itself
-        out: write the scores, with one entry an image, to this .json file too
+        out: write the scores, with one entry an image, to this .json file too; tables to .csv as well
     """
     from striate.core import machine
-    from striate.evaluate.evaluate import evaluate as run
-    from striate.model import load
+    from striate.evaluate.verb import evaluate_verb
 
     machine.keep_heap()
-    loaded = load(model)
-    result = run(
-        loaded, data, split=split, protocol=protocol, batch=batch, threads=threads, device=device,
-        label_column=label_column,
+    result = evaluate_verb(
+        model, data, split=split, protocol=protocol, grid=grid, trained_side=trained_side,
+        corruptions=corruptions, batch=batch, threads=threads, device=device, label_column=label_column,
     )  # fmt: skip
     if out:
         result.save(out)
-    values = result.to_dict()
-    # One value an image is for the file, not for a line on the screen.
-    values["scores"] = {
-        k: v for k, v in values["scores"].items() if not hasattr(getattr(result.scores, k), "shape")
-    }
-    return Answer(result.lines(), values)
+    return Answer(result.lines(), result.brief())
 
 
 def predict(

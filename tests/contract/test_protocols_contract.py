@@ -24,12 +24,21 @@ def forms() -> list[str]:
     for name in NAMES:
         kind = PROTOCOLS.get(name)
         flips = ["", "+flip"] if kind.takes_flip else [""]
-        sizes = ["", "@8", "@8,12"] if kind.takes_scales else [""]
-        found += [f"{name}{flip}{size}" for flip in flips for size in sizes]
+        sizes = ["", "@8,12", "@x1,x1.5"] if kind.takes_scales else [""]
+        found += [f"{kind()}{flip}{size}" for flip in flips for size in sizes]
     return found
 
 
 FORMS = forms()
+TASKS = ("classification", "multi-label", "segmentation")
+
+
+def fits(form: str, task: str) -> bool:
+    """Whether the protocol can test nets for the task."""
+    return task != "segmentation" or parse_protocol(form).takes_maps
+
+
+CASES = [(form, task) for form in FORMS for task in TASKS if fits(form, task)]
 
 
 def little_set(images: list[np.ndarray], task: str = "classification") -> Dataset:
@@ -65,8 +74,22 @@ def test_registered_under_its_own_name_with_help(name: str) -> None:
     assert all(field.metadata["help"] for field in dataclasses.fields(kind))
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("task", ["classification", "segmentation"])
+@pytest.mark.parametrize("form", [form for form in FORMS if not fits(form, "segmentation")])
+def test_nets_that_answer_in_maps_are_refused_with_what_is_allowed(form: str) -> None:
+    with pytest.raises(StriateError, match="center") as told:
+        Runner(parse_protocol(form), conv_model("segmentation"), batch=3)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_size_below_the_windows_is_one_line_with_what_is_allowed(name: str) -> None:
+    if PROTOCOLS.get(name).takes_scales:
+        with pytest.raises(StriateError, match="a crop of 8 pixels from an image of 7") as told:
+            Runner(parse_protocol(f"{name}@12,7"), conv_model(), batch=3)
+        assert "@8" in (told.value.allowed or "")
+
+
+@pytest.mark.parametrize(("form", "task"), [case for case in CASES if case[1] != "multi-label"])
 def test_posteriors_sum_to_one(form: str, task: str) -> None:
     model = conv_model(task)
     runner = Runner(parse_protocol(form), model, batch=3)
@@ -82,8 +105,7 @@ def test_posteriors_sum_to_one(form: str, task: str) -> None:
     assert sorted(done) == list(range(5))
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("task", ["classification", "multi-label", "segmentation"])
+@pytest.mark.parametrize(("form", "task"), CASES)
 def test_cost_is_reported_and_the_net_left_as_found(form: str, task: str) -> None:
     model = conv_model(task)
     model.net.train()
@@ -113,7 +135,22 @@ def test_the_batch_size_does_not_change_the_answer(form: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "wrong",
-    ["{}+flop", "{}+flip+flip", "{}@", "{}@big", "{}@0", "{}@8,8", "{}(nonsense=1)", "{}(", "{}++{}", "+{}"],
+    [
+        "{}+flop",
+        "{}+flip+flip",
+        "{}@",
+        "{}@big",
+        "{}@0",
+        "{}@8,8",
+        "{}@x0",
+        "{}@x",
+        "{}@xnan",
+        "{}@99999",
+        "{}(nonsense=1)",
+        "{}(",
+        "{}++{}",
+        "+{}",
+    ],
 )
 def test_wrong_text_is_one_line_with_what_is_allowed(name: str, wrong: str) -> None:
     with pytest.raises(StriateError) as told:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import Module
 
 from striate.core import settings
 from striate.core.errors import StriateError, unknown
@@ -25,8 +26,12 @@ if TYPE_CHECKING:
     from striate.tasks.task import Task
 
 View = NDArray[np.uint8]
+# A side in pixels, or, as a float, a multiple of the net's own side: written 256 and x1.25.
+Scale = int | float
 MODIFIERS = ("flip",)
-GRAMMAR = "NAME[(...)][+flip][@SIZE,...], several joined by ' + '; such as center or center+flip"
+GRAMMAR = "NAME[(...)][+flip][@SIZE,...], several joined by ' + '; such as center+flip or dense@256,x1.5"
+LARGEST_SIDE = 16384
+LARGEST_FACTOR = 64
 PIECE = re.compile(r"(?P<name>[a-z0-9_-]+)(\((?P<values>[^()]*)\))?(@(?P<scales>[^@]*))?", re.IGNORECASE)
 
 
@@ -43,11 +48,26 @@ class Network:
         """Views (M, h, w, C) uint8 to outputs (M, K) or (M, K, ...) float32: what `Model.predict` runs."""
         return self.model.forward(views)
 
+    def trim(self, view: View) -> View:
+        """The part of a view that the net's answer depends on; the mirrored view is that of this part."""
+        return view
+
+    def at_once(self, batch: int, height: int, width: int) -> int:
+        """How many views of this height and width make a batch of `batch` views of the net's own size."""
+        return batch
+
     def multiply_adds(self, height: int, width: int) -> int:
         """Multiply-adds of one view."""
-        from striate.nets.cost import cost
+        return multiply_adds(self.model.net, height, width, self.model.preprocess.channels)
 
-        return cost(self.model.net, (height, width), self.model.preprocess.channels).macs
+
+def multiply_adds(net: Module, height: int, width: int, channels: int) -> int:
+    """Multiply-adds of one picture of this height and width, by a pass without numbers."""
+    from striate.nets.geometry import ask
+    from striate.nets.tracker import walk
+
+    size, count, names = ask(net, (height, width), channels)
+    return sum(row.multiply_adds for row in walk(net, size, count, names))
 
 
 @dataclass(frozen=True)
@@ -55,16 +75,20 @@ class Protocol(ABC):
     """How a model is tested: the views of an image, and how the net's outputs for them become one answer.
 
     A subclass is a frozen dataclass, registered in `PROTOCOLS` under its `name`. Its own fields are what
-    stands in parentheses (`grid(5)`); `takes_flip` and `takes_scales` say which endings it has.
+    stands in parentheses (`grid(5)`), those given by name only behind the others; `takes_flip` and
+    `takes_scales` say which endings it has, `takes_maps` whether it can test nets that answer in maps.
     """
 
     name: ClassVar[str] = ""
     takes_flip: ClassVar[bool] = False
     takes_scales: ClassVar[bool] = False
+    takes_maps: ClassVar[bool] = True
 
     _: KW_ONLY
     flip: bool = setting(False, help="every view also mirrored left to right")
-    scales: tuple[int, ...] = setting((), help="shorter sides, in pixels, that the image is resized to")
+    scales: tuple[Scale, ...] = setting(
+        (), help="shorter sides that the image is resized to: pixels, or floats: times the net's own side"
+    )
 
     def __post_init__(self) -> None:
         settings.check(self)
@@ -72,8 +96,15 @@ class Protocol(ABC):
             raise StriateError(f"protocol {self.name!r} takes no +flip", allowed=self.form())
         if self.scales and not self.takes_scales:
             raise StriateError(f"protocol {self.name!r} takes no @ sizes", allowed=self.form())
-        if min(self.scales, default=1) < 1 or len(set(self.scales)) < len(self.scales):
-            raise StriateError(f"sizes @{_listed(self.scales)}", allowed="different whole numbers above 0")
+        fits = all(
+            0.01 <= scale <= LARGEST_FACTOR if isinstance(scale, float) else 1 <= scale <= LARGEST_SIDE
+            for scale in self.scales
+        )
+        if not fits or len({(type(scale), scale) for scale in self.scales}) < len(self.scales):
+            raise StriateError(
+                f"sizes @{_listed(self.scales)}",
+                allowed=f"different ones of 1 to {LARGEST_SIDE} pixels or x0.01 to x{LARGEST_FACTOR}",
+            )
 
     @abstractmethod
     def views(self, image: View, preprocess: Preprocess) -> list[View]:
@@ -84,7 +115,10 @@ class Protocol(ABC):
 
     def at_least(self, preprocess: Preprocess) -> int | None:
         """The shorter side, in pixels, that decoding must keep; None = all of it."""
-        return max(self.scales) if self.scales else preprocess.at_least()
+        if not self.scales:
+            return preprocess.at_least()
+        sides = [in_pixels(scale, preprocess) for scale in self.scales]
+        return None if None in sides else max(side for side in sides if side is not None)
 
     def target(self, mask: NDArray[np.int32], preprocess: Preprocess) -> NDArray[np.int32]:
         """The mask (H, W) in the geometry of the pooled outputs, for tasks whose targets are masks."""
@@ -96,7 +130,20 @@ class Protocol(ABC):
         Raises:
             StriateError: the protocol has no meaning for this model.
         """
+        self.check(model)
         return Network(model)
+
+    def check(self, model: Model) -> None:
+        """Refuse a model that this protocol cannot test.
+
+        Raises:
+            StriateError: the model answers in maps, and this protocol's views lie in different places.
+        """
+        if model.task.dense and not self.takes_maps:
+            fits = [entry.name for entry in PROTOCOLS if entry.value.takes_maps]
+            raise StriateError(
+                f"protocol {self.name!r} cannot test a model for {model.task.name}", allowed=fits
+            )
 
     def pool(self, outputs: Tensor, task: Task) -> Tensor:
         """Outputs of all views (V, N, K, ...) to those of the images (N, K, ...): the mean of posteriors.
@@ -110,9 +157,18 @@ class Protocol(ABC):
         """The protocols that this one is the sum of; itself if it is none."""
         return (self,)
 
-    def all_views(self, image: View, preprocess: Preprocess) -> list[View]:
-        """The views, then with `flip` their mirror images in the same order."""
+    @property
+    def parts(self) -> tuple[Protocol, ...]:
+        """Protocols, the mean of whose posteriors is that of this one, such as one for each scale."""
+        return (self,)
+
+    def all_views(
+        self, image: View, preprocess: Preprocess, trim: Callable[[View], View] | None = None
+    ) -> list[View]:
+        """The views, trimmed, then with `flip` their mirror images in the same order."""
         views = self.views(image, preprocess)
+        if trim is not None:
+            views = [trim(view) for view in views]
         return [*views, *(np.ascontiguousarray(view[:, ::-1]) for view in views)] if self.flip else views
 
     def pool_all(self, outputs: Tensor, task: Task) -> Tensor:
@@ -133,9 +189,10 @@ class Protocol(ABC):
         values = []
         for place, field in enumerate(_own_fields(type(self))):
             value = getattr(self, field.name)
-            if value != field.default:
+            leads = place == 0 and not field.kw_only
+            if leads or value != field.default:
                 text = str(value).lower() if isinstance(value, bool) else str(value)
-                values.append(text if place == 0 else f"{field.name}={text}")
+                values.append(text if leads else f"{field.name}={text}")
         inside = f"({', '.join(values)})" if values else ""
         scales = f"@{_listed(self.scales)}" if self.scales else ""
         return f"{self.name}{inside}{'+flip' if self.flip else ''}{scales}"
@@ -148,19 +205,24 @@ PROTOCOLS: Registry[type[Protocol]] = Registry("protocol", "striate.evaluate")
 class Sum(Protocol):
     """Several protocols on the same images: the mean of their posteriors, each with the same weight."""
 
-    parts: tuple[Protocol, ...] = setting(help="the protocols")
+    terms: tuple[Protocol, ...] = setting(help="the protocols")
 
     @property
     def members(self) -> tuple[Protocol, ...]:
         """The protocols."""
-        return self.parts
+        return self.terms
+
+    @property
+    def parts(self) -> tuple[Protocol, ...]:
+        """The protocols."""
+        return self.terms
 
     def views(self, image: View, preprocess: Preprocess) -> list[View]:
         """The views of all parts; each part is run and pooled on its own."""
-        return [view for part in self.parts for view in part.all_views(image, preprocess)]
+        return [view for term in self.terms for view in term.all_views(image, preprocess)]
 
     def __str__(self) -> str:
-        return " + ".join(map(str, self.parts))
+        return " + ".join(map(str, self.terms))
 
 
 def parse_protocol(text: str | Protocol) -> Protocol:
@@ -216,17 +278,28 @@ def _split(text: str) -> list[str]:
     return pieces
 
 
-def _piece(piece: str, text: str) -> tuple[str, str, tuple[int, ...]]:
+def in_pixels(scale: Scale, preprocess: Preprocess) -> int | None:
+    """A scale as a shorter side in pixels; None where it is a multiple and the net has no side of its own."""
+    if isinstance(scale, int):
+        return scale
+    return None if preprocess.size is None else max(1, round(scale * min(preprocess.size)))
+
+
+def _piece(piece: str, text: str) -> tuple[str, str, tuple[Scale, ...]]:
     found = PIECE.fullmatch(piece)
     if found is None:
         raise StriateError(f"cannot read {piece!r} in protocol {text!r}", allowed=GRAMMAR)
-    scales: tuple[int, ...] = ()
+    scales: tuple[Scale, ...] = ()
     if found["scales"] is not None:
         try:
-            scales = tuple(int(size) for size in found["scales"].split(","))
+            scales = tuple(
+                float(size[1:]) if size[:1].lower() == "x" else int(size)
+                for size in found["scales"].split(",")
+            )
         except ValueError:
             raise StriateError(
-                f"sizes @{found['scales']} in protocol {text!r}", allowed="whole numbers, as in @256,384"
+                f"sizes @{found['scales']} in protocol {text!r}",
+                allowed="pixels, as in @256,384, or multiples of the net's own side, as in @x1,x1.5",
             ) from None
     return found["name"].lower().replace("_", "-"), found["values"] or "", scales
 
@@ -238,13 +311,14 @@ def _kind(name: str) -> type[Protocol]:
     return PROTOCOLS.get(name)
 
 
-def _build(kind: type[Protocol], values: str, scales: tuple[int, ...], flip: bool = False) -> Protocol:
+def _build(kind: type[Protocol], values: str, scales: tuple[Scale, ...], flip: bool = False) -> Protocol:
     fields = [field.name for field in _own_fields(kind)]
+    in_order = [field.name for field in _own_fields(kind) if not field.kw_only]
     given: dict[str, Any] = {}
     for place, part in enumerate(part for part in values.split(",") if part):
         key, equals, value = part.partition("=")
         if not equals:
-            key, value = (fields[place] if place < len(fields) else ""), part
+            key, value = (in_order[place] if place < len(in_order) else ""), part
         key = key.replace("-", "_")
         if key not in fields or key in given:
             raise StriateError(f"protocol {kind.name!r} takes no {part!r}", allowed=kind.form())
@@ -265,8 +339,12 @@ def _value(text: str) -> Any:
 
 
 def _own_fields(kind: type[Protocol]) -> list[dataclasses.Field[Any]]:
-    return [field for field in dataclasses.fields(kind) if field.name not in ("flip", "scales")]
+    """The fields of a protocol besides `flip` and `scales`, those given by name only last."""
+    own = [field for field in dataclasses.fields(kind) if field.name not in ("flip", "scales")]
+    return sorted(own, key=lambda field: field.kw_only)
 
 
-def _listed(sizes: Sequence[int]) -> str:
-    return ",".join(map(str, sizes))
+def _listed(sizes: Sequence[Scale]) -> str:
+    return ",".join(
+        f"x{size!r}".removesuffix(".0") if isinstance(size, float) else str(size) for size in sizes
+    )

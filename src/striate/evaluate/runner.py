@@ -43,7 +43,8 @@ class Runner:
         Raises:
             StriateError: the image has no such view.
         """
-        return [member.all_views(image, self.model.preprocess) for member in self.protocol.members]
+        pairs = zip(self.protocol.members, self.networks, strict=True)
+        return [member.all_views(image, self.model.preprocess, network.trim) for member, network in pairs]
 
     def outputs(self, samples: Sequence[Views]) -> Iterator[tuple[list[int], Tensor]]:
         """Pairs (places, outputs): the outputs (n, K, ...) of the samples at these n places.
@@ -75,9 +76,10 @@ class Runner:
         for shape, numbers in shapes.items():
             flat = [sample[number] for number in numbers for sample in samples]
             self._seen[(m, shape[0], shape[1])] += len(flat)
+            step = self.networks[m].at_once(self.batch, shape[0], shape[1])
             parts = [
-                self.networks[m](torch.from_numpy(np.stack(flat[start : start + self.batch])))
-                for start in range(0, len(flat), self.batch)
+                self.networks[m](torch.from_numpy(np.stack(flat[start : start + step])))
+                for start in range(0, len(flat), step)
             ]
             whole = parts[0] if len(parts) == 1 else torch.cat(parts)
             for number, part in zip(numbers, torch.split(whole, len(samples)), strict=True):
