@@ -26,6 +26,11 @@ LENET5_C3 = [
 ]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 def framed(x: Tensor, sides: tuple[int, int, int, int], value: float) -> Tensor:
     top, bottom, left, right = sides
     height, width = x.shape[-2:]
@@ -34,6 +39,7 @@ def framed(x: Tensor, sides: tuple[int, int, int, int], value: float) -> Tensor:
     return full
 
 
+@torch.no_grad()
 def by_loops(x: Tensor, weight_at, bias_at, maps: int, kernel, stride, dilation=(1, 1)) -> Tensor:
     """y[n, m, i, j] = sum of weight_at(m, i, j) * window + bias; weights (C, kh, kw), 0 for no connection."""
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]

@@ -16,6 +16,11 @@ from striate.layers.regularization import ACTIVATIONS, DropConnectLinear, DropPa
 SAMPLES = 20_000
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 def layer_and_input(activation: str = "linear", rate: float = 0.3, bias: bool = True):
     torch.manual_seed(0)
     layer = DropConnectLinear(6, 4, rate, activation=activation, bias=bias).double()

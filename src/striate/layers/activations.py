@@ -103,6 +103,10 @@ class MaxoutLinear(nn.Module):
             for parameter in self.parameters():
                 nn.init.uniform_(parameter, -bound, bound)
 
+    def fans(self) -> tuple[float, float]:
+        """Inputs of a piece, and pieces that an input reaches."""
+        return self.in_features, self.out_features * self.pieces
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last axis: (N, ..., D) -> (N, ..., M)."""
         return maxout(nn.functional.linear(x, self.weight, self.bias), self.pieces, axis=-1)

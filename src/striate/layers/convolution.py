@@ -61,7 +61,7 @@ class PaddedConv2d(nn.Conv2d):
     (N, C, H, W) -> (N, M, ...), floats of any range. `padding` is "valid" (none), "same" (ceil(length /
     stride) positions, the odd row or column after), a number for all sides, (vertical, horizontal) or (top,
     bottom, left, right). What is added has the value `pad_value` (LeNet of 1989: -1, its background). In
-    `groups`, maps see the maps of their own group only (AlexNet: 2); 1 connects all.
+    `groups`, maps see the maps of their own group only (Krizhevsky et al. 2012: 2).
 
     Raises:
         StriateError: another padding.
@@ -110,7 +110,7 @@ class PaddedConv2d(nn.Conv2d):
 class SameConv2d(PaddedConv2d):
     """Convolution with TensorFlow's "same" padding, which is one-sided where an odd number is needed.
 
-    (N, C, H, W) -> (N, M, ceil(H / stride), ceil(W / stride)), floats of any range.
+    (N, C, H, W) -> (N, M, ceil(H / stride), ceil(W / stride)), floats of any range; tensorflow.org, tf.nn.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class UntiedBiasConv2d(OwnWeights):
 
     y[m, i, j] = (weight[m] * x)[i, j] + bias[m, i, j]; (N, C, H, W) -> (N, M, h, w) with `out_size` (h, w).
     weight is (M, C, kh, kw), bias (M, h, w). Drawn uniformly within 2.4 / inputs of a unit, biases 0, as the
-    paper does; padding and `pad_value` as in PaddedConv2d (the paper: a background of -1).
+    paper does; padding and `pad_value` as in PaddedConv2d (there -1). LeCun et al. 1989, section 4.
 
     Raises:
         StriateError: a map of another size than `out_size` would result.

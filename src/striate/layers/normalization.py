@@ -17,7 +17,7 @@ GAUSSIAN_SHARE = 1.591 / 9
     paper="D. Page 2018, How to Train Your ResNet", example=lambda: (Scale(0.125), torch.randn(2, 3, 5, 4))
 )
 class Scale(nn.Module):
-    """Multiply by a constant: y = factor * x, of any shape."""
+    """Multiply by a constant: y = factor * x, of any shape; logits by 1/8 in Page 2018."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -41,8 +41,8 @@ class LocalResponseNorm(nn.Module):
 
     y[c] = x[c] / (k + alpha * sum of x[j]^2 over |j - c| <= size / 2)^beta, the sum over existing maps only;
     (N, C, ...) of any range. The defaults are AlexNet's (k = 2, n = 5, alpha = 1e-4, beta = 0.75). With
-    `average` alpha is divided by `size`, as Caffe and PyTorch count: AlexNet's published weights there were
-    trained with alpha = 1e-4 / 5. Of an even `size`, the longer half lies before.
+    `average` alpha is divided by `size`, as Caffe and PyTorch count. Of an even `size`,
+    the longer half lies before. Krizhevsky et al. 2012, section 3.3.
 
     Raises:
         StriateError: `size` is not a positive whole number.
@@ -142,7 +142,7 @@ class SubtractiveNorm(_Window):
 
     v[c, y, x] = x[c, y, x] - sum over maps and window of w * x, where the weights have the sum 1, at the
     borders too: a constant picture becomes 0 everywhere. `size` is the window's side, `std` its standard
-    deviation in pixels (0.177 of the side if None).
+    deviation in pixels (0.177 of the side if None). Jarrett et al. 2009.
 
     Raises:
         StriateError: an even `size`, or `std` not above 0.
@@ -163,13 +163,13 @@ class DivisiveNorm(_Window):
     y = v / max(mean sigma, sigma[y, x]), sigma[y, x] = sqrt(sum over maps and window of w * v^2); the mean is
     that of the example's own sigma, so that flat parts are not blown up. Weights have the sum 1, at the
     borders too. An example of zeros stays 0. (N, C, H, W) of any range; `size` and `std` as in
-    SubtractiveNorm; sigma below `eps` counts as `eps`.
+    SubtractiveNorm; sigma below `eps` counts as `eps`, or rounding would be blown up. Jarrett et al. 2009.
 
     Raises:
         StriateError: an even `size`, or `std` not above 0.
     """
 
-    def __init__(self, size: int = 7, std: float | None = None, *, eps: float = 1e-6) -> None:
+    def __init__(self, size: int = 7, std: float | None = None, *, eps: float = 1e-4) -> None:
         super().__init__(size, std)
         self.eps = float(eps)
 
@@ -188,13 +188,13 @@ class LocalContrastNorm(nn.Module):
     """Local contrast normalisation: SubtractiveNorm, then DivisiveNorm; (N, C, H, W) of any range.
 
     Two windows of `size` x `size` positions across all maps, Gaussian, `std` 0.177 of the side if None
-    (1.591 for the 9 x 9 of the paper).
+    (1.591 for the 9 x 9 of Jarrett et al. 2009).
 
     Raises:
         StriateError: an even `size`, or `std` not above 0.
     """
 
-    def __init__(self, size: int = 7, std: float | None = None, *, eps: float = 1e-6) -> None:
+    def __init__(self, size: int = 7, std: float | None = None, *, eps: float = 1e-4) -> None:
         super().__init__()
         self.subtract = SubtractiveNorm(size, std)
         self.divide = DivisiveNorm(size, std, eps=eps)

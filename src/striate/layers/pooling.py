@@ -17,7 +17,7 @@ from striate.layers.windows import Size, pair, window_count
     paper="arXiv:1312.4400, section 3.2", example=lambda: (GlobalAveragePool(), torch.randn(2, 3, 5, 4))
 )
 class GlobalAveragePool(nn.Module):
-    """The mean of each feature map: (N, C, H, W) -> (N, C, 1, 1)."""
+    """The mean of each feature map: (N, C, H, W) -> (N, C, 1, 1). Lin et al. 2013, section 3.2."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Average over height and width."""
@@ -29,7 +29,7 @@ class GlobalAveragePool(nn.Module):
     example=lambda: (GlobalMaxPool(), torch.randn(2, 3, 5, 4)),
 )
 class GlobalMaxPool(nn.Module):
-    """The maximum of each feature map: (N, C, H, W) -> (N, C, 1, 1)."""
+    """The maximum of each feature map: (N, C, H, W) -> (N, C, 1, 1). After Lin et al. 2013."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Maximum over height and width; where several positions tie, they share the gradient."""
@@ -68,7 +68,7 @@ class _Windows(nn.Module):
 class SumPool2d(_Windows):
     """The sum of each window, nothing counted for padding: (N, C, H, W) -> (N, C, h, w).
 
-    Windows as in PyTorch's average pooling; `stride` is the kernel's side if None.
+    Windows as in PyTorch's average pooling; `stride` is the kernel's side if None. LeCun et al. 1998.
 
     Raises:
         StriateError: padding above half of the kernel.
@@ -88,7 +88,7 @@ class TrainableSubsample(_Windows):
 
     y[c] = weight[c] * sum of x[c] over the window + bias[c]; (N, C, H, W) -> (N, C, h, w). The squashing
     function of the paper is a stage of its own. weight and bias are (C,); the start is the mean: weight
-    1 / units of the window, bias 0.
+    1 / units of the window, bias 0. LeCun et al. 1998, section II.B.
     """
 
     def __init__(self, channels: int, kernel_size: Size = 2, stride: Size | None = None) -> None:
@@ -112,7 +112,7 @@ class LpPool2d(_Windows):
 
     p = 1 sums absolute values, p -> infinity takes their maximum. Unlike PyTorch's own LPPool2d, signs do not
     count for odd p either, and a window of zeros has the gradient 0 (there: not a number). |x|^p must fit the
-    number type.
+    number type. Sermanet, Chintala & LeCun 2012.
 
     Raises:
         StriateError: p below 1, or padding above half of the kernel.
@@ -137,9 +137,10 @@ class LpPool2d(_Windows):
     def forward(self, x: Tensor) -> Tensor:
         """The p-norm of each window."""
         total = self._mean(x.abs() ** self.p, divisor=1)
-        # The root has an infinite slope at 0: there, the other branch is taken.
-        root = total.clamp_min(torch.finfo(torch.float32).tiny) ** (1 / self.p)
-        return torch.where(total > 0, root, torch.zeros_like(root))
+        # The root has an infinite slope at 0: there, it is taken of 1 and not used.
+        some = total > 0
+        root = torch.where(some, total, torch.ones_like(total)) ** (1 / self.p)
+        return torch.where(some, root, torch.zeros_like(root))
 
     def extra_repr(self) -> str:
         """Exponent and windows, for printing."""
@@ -167,8 +168,8 @@ class StochasticPool2d(_Windows):
         a = F.relu(x)
         if self.training:
             return drawn_unit(a, self.kernel_size, self.stride, self.ceil_mode)
-        total = self._mean(a, divisor=1).clamp_min(torch.finfo(torch.float32).tiny)
-        return self._mean(a.square(), divisor=1) / total
+        total = self._mean(a, divisor=1)
+        return self._mean(a.square(), divisor=1) / torch.where(total > 0, total, torch.ones_like(total))
 
 
 def drawn_unit(

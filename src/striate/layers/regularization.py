@@ -37,13 +37,21 @@ class DropPath(nn.Module):
         """Drop whole examples of the branch, in training only."""
         if not self.training or self.rate == 0:
             return x
-        keep = x.new_empty((x.shape[0], *[1] * (x.ndim - 1))).bernoulli_(1 - self.rate)
-        return x * keep.div_(1 - self.rate)
+        return drop_examples(x, self.rate)
 
     def extra_repr(self) -> str:
         """The rate, for printing."""
         return f"{self.rate:g}"
 
+
+def drop_examples(x: Tensor, rate: float) -> Tensor:
+    """Each example of (N, ...) becomes 0 with probability `rate`, and is divided by 1 - rate otherwise."""
+    keep = x.new_empty((x.shape[0], *[1] * (x.ndim - 1))).bernoulli_(1 - rate)
+    return x * keep.div_(1 - rate)
+
+
+# The shape of the mask depends on numbers that symbolic tracing does not have: one node of the graph.
+torch.fx.wrap("drop_examples")
 
 # Weights of all examples whose masks are in memory at once: 64 MB of single precision.
 MASKED_AT_ONCE = 1 << 24
@@ -53,8 +61,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor] | None] = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
 }
-# Points of the trapezoid rule, in standard deviations: exact to 1e-8 for smooth activations.
-GRID = tuple(i / 5 for i in range(-30, 31))
+# Points of the trapezoid rule, in standard deviations: exact to 1e-8 for inputs that spread by less than 5.
+GRID = tuple(i / 10 for i in range(-60, 61))
 
 
 @LAYERS.register(
@@ -101,6 +109,10 @@ class DropConnectLinear(nn.Module):
             bound = 1 / math.sqrt(max(1, in_features))
             for parameter in self.parameters():
                 nn.init.uniform_(parameter, -bound, bound)
+
+    def fans(self) -> tuple[float, float]:
+        """Inputs of a unit, and units that an input reaches."""
+        return self.in_features, self.out_features
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop connections in training, average over them in evaluation."""

@@ -25,7 +25,8 @@ class TiledConv2d(OwnWeights):
     y[m, i, j] = (weight[i mod t, j mod t, m] * x)[i, j] + bias[i mod t, j mod t, m], t = `tiles` (Goodfellow,
     Bengio & Courville, Deep Learning, equation 9.10). t = 1 is a convolution, t at least the map's side is a
     locally connected layer. weight is (t, t, M, C / groups, kh, kw), bias (t, t, M), drawn uniformly within
-    1 / sqrt(inputs). Costs as many products as a convolution. (N, C, H, W) -> (N, M, ...).
+    1 / sqrt(inputs). Costs as many products as a convolution. Gregor & LeCun 2010; Le et al. 2010.
+    (N, C, H, W) -> (N, M, ...).
 
     Raises:
         StriateError: `tiles` is not a positive whole number, or the channels are not multiples of `groups`.

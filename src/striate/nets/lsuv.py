@@ -22,8 +22,8 @@ def lsuv(module: M, batch: Tensor, *, tolerance: float = 0.01, passes: int = 10)
     Mishkin & Matas 2015. batch: (N, C, H, W) floats, normalised as in training, some hundred pictures are
     enough. As the layers' biases are 0, dividing weights by the standard deviation divides the output
     likewise, so that one pass sets all layers in the order in which they run; more follow only while a
-    variance is further than `tolerance` from 1 (layers that bend their own outputs). Modes, running means
-    and random state stay as they were but for the weights; the pass is made in evaluation mode.
+    variance is further than `tolerance` from 1 (layers that bend their own outputs). Modes and
+    running means stay as they were; the passes are made in evaluation mode.
 
     Raises:
         StriateError: a layer gives a constant, so that no scale helps, or `tolerance` is not above 0.
@@ -32,12 +32,12 @@ def lsuv(module: M, batch: Tensor, *, tolerance: float = 0.01, passes: int = 10)
         raise StriateError(f"tolerance {tolerance!r}, {passes!r} passes", allowed="both above 0")
     orthogonal(module)
     chosen = {id(layer) for layer in weighted(module)}
-    names = [name for name, layer in places(module).items() if id(layer) in chosen]
+    found = {name: layer for name, layer in places(module).items() if id(layer) in chosen}
     worst = 0.0
 
     def scale(name: str, output: Tensor) -> Tensor:
         nonlocal worst
-        layer = module.get_submodule(name)
+        layer = found[name]
         weight = layer.weight
         assert isinstance(weight, Tensor)  # by `weighted`
         variance = float(output.var())
@@ -49,7 +49,7 @@ def lsuv(module: M, batch: Tensor, *, tolerance: float = 0.01, passes: int = 10)
         weight.div_(math.sqrt(variance))
         return output / math.sqrt(variance)
 
-    with leaves_as_found(module), torch.no_grad(), stepping(module, names, leave=scale):
+    with leaves_as_found(module), torch.no_grad(), stepping(module, found, leave=scale):
         module.eval()
         for _ in range(passes):
             worst = 0.0
