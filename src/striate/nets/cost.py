@@ -163,6 +163,15 @@ def by(shape: Sequence[int]) -> str:
     return "x".join(map(str, (*shape[1:], *shape[:1])))
 
 
+def short(count: float) -> str:
+    """A large number with three digits and k, M or G."""
+    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= unit * 0.9995:
+            value = count / unit
+            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {letter}"
+    return f"{count:g}"
+
+
 def table(rows: Sequence[Sequence[str]], *, texts: int) -> list[str]:
     """Rows of cells as lines: the first `texts` columns to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

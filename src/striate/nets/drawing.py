@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from striate.nets.blocks import Block, Inside, blocks
-from striate.nets.cost import Cost
+from striate.nets.cost import Cost, short
 from striate.nets.net import NETS, Size
 from striate.nets.panels import panel
 from striate.nets.svg import (
@@ -88,15 +88,6 @@ def _facts(table: Cost) -> str:
 
 def _paper(name: str) -> str:
     return str(NETS.entry(name).capabilities.get("paper", "")) if name in NETS else ""
-
-
-def short(count: float) -> str:
-    """A large number with three digits and k, M or G."""
-    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= unit * 0.9995:
-            value = count / unit
-            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {letter}"
-    return f"{count:g}"
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -59,7 +59,7 @@ class NetComparison(Result):
 
     def lines(self) -> list[str]:
         """The table as text, and below it what was measured and how."""
-        from striate.nets.cost import table
+        from striate.nets.cost import short, table
 
         head = ["net", "weights", "top-1", "top-5", "size", "parameters", "multiply-adds", "top-1 per M"]
         if self.measured:
@@ -69,8 +69,8 @@ class NetComparison(Result):
             height, width = self.size[i]
             row = [
                 self.names[i], self.weights[i] or "–", _percent(self.top1[i]), _percent(self.top5[i]),
-                f"{height}x{width}", f"{self.parameters[i] / 1e6:.2f} M",
-                f"{self.multiply_adds[i] / 1e9:.3f} G", _number(self.per_parameter[i], 2),
+                f"{height}x{width}", short(self.parameters[i]),
+                short(self.multiply_adds[i]), _number(self.per_parameter[i], 2),
             ]  # fmt: skip
             if self.measured:
                 row += [
