@@ -1,0 +1,158 @@
+"""Boxes: in each of many changed copies of a picture, the part of a map that the change can have touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Along one axis of a map: for each copy the first row `start` (k,); the `length` is common to all."""
+
+    start: Ints
+    length: int
+
+    @property
+    def end(self) -> Ints:
+        """The first row after, (k,)."""
+        return self.start + self.length
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, Span) and self.length == other.length
+        return same and bool((self.start == other.start).all())  # type: ignore[attr-defined]
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def span(low: Ints, high: Ints, room: int) -> Span:
+    """Spans of one length, inside 0 .. room, that hold low .. high (not with high) of every copy."""
+    length = int(min(room, max(1, (high - low).max())))
+    return Span(np.minimum(low, room - length).clip(0), length)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A sliding window along one axis, from `inside` rows to `out` rows; `before` rows of padding."""
+
+    kernel: int
+    stride: int
+    before: int
+    dilation: int
+    inside: int
+    out: int
+
+    @property
+    def reach(self) -> int:
+        """Rows from the first to the last one of a window."""
+        return (self.kernel - 1) * self.dilation + 1
+
+    @property
+    def after(self) -> int:
+        """Rows to pad behind, so that the last window is full."""
+        return max(0, (self.out - 1) * self.stride + self.reach - self.before - self.inside)
+
+    def touched(self, changed: Span) -> Span:
+        """The output rows whose windows hold a changed row."""
+        low = -(-(changed.start + self.before - self.reach + 1) // self.stride)
+        high = (changed.end - 1 + self.before) // self.stride + 1
+        low = low.clip(0, self.out - 1)
+        return span(low, np.maximum(high.clip(1, self.out), low + 1), self.out)
+
+    def needed(self, rows: Span) -> Span:
+        """The input rows that these output rows see; they may lie in the padding."""
+        return Span(rows.start * self.stride - self.before, (rows.length - 1) * self.stride + self.reach)
+
+
+@dataclass
+class Boxes:
+    """Changed parts of one map: values (k, C, h, w), at rows `y` and columns `x` of the map."""
+
+    values: Tensor
+    y: Span
+    x: Span
+
+
+class Kept:
+    """The clean map (1, C, H, W) of one step, and its padded forms."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+        self._padded: dict[tuple[int, int, int, int, float], Tensor] = {}
+
+    def padded(self, sides: tuple[int, int, int, int], fill: float) -> Tensor:
+        """The map (C, H, W) with (top, bottom, left, right) rows and columns of `fill` around it."""
+        key = (*sides, fill)
+        if key not in self._padded:
+            top, bottom, left, right = sides
+            whole = F.pad(self.value, (left, right, top, bottom), value=fill) if any(sides) else self.value
+            self._padded[key] = whole[0]
+        return self._padded[key]
+
+
+def gather(source: Tensor, y: Span, x: Span, top: int = 0, left: int = 0) -> Tensor:
+    """The parts (k, C, h, w) of one map (C, H, W) that was padded by `top` rows and `left` columns."""
+    found = source.new_empty((len(y.start), source.shape[0], y.length, x.length))
+    rows, columns = (y.start + top).tolist(), (x.start + left).tolist()
+    for part, row, column in zip(found, rows, columns, strict=True):
+        part.copy_(source[:, row : row + y.length, column : column + x.length])
+    return found
+
+
+def paste(target: Tensor, y: Span, x: Span, boxes: Boxes) -> Tensor:
+    """Write the changed parts into `target` (k, C, h, w), which lies at `y`, `x`; the rest is cut."""
+    if y == boxes.y and x == boxes.x:
+        return target.copy_(boxes.values)
+    y0, x0 = boxes.y.start - y.start, boxes.x.start - x.start
+    tops, lefts = (-y0).clip(0).tolist(), (-x0).clip(0).tolist()
+    places = zip(target, boxes.values, y0.tolist(), x0.tolist(), tops, lefts, strict=True)
+    for whole, part, row, column, top, left in places:
+        high, wide = min(boxes.y.length, y.length - row), min(boxes.x.length, x.length - column)
+        if high > top and wide > left:
+            whole[:, row + top : row + high, column + left : column + wide] = part[:, top:high, left:wide]
+    return target
+
+
+def within(kept: Kept, boxes: Boxes, y: Span, x: Span) -> Tensor:
+    """The map of each copy at larger boxes: clean, with the changed parts."""
+    if y == boxes.y and x == boxes.x:
+        return boxes.values
+    return paste(gather(kept.value[0], y, x), y, x, boxes)
+
+
+def whole(kept: Kept, boxes: Boxes) -> Tensor:
+    """The map of each copy as a whole, (k, C, H, W)."""
+    count, (height, width) = len(boxes.y.start), kept.value.shape[-2:]
+    nothing = np.zeros(count, np.int64)
+    full = kept.value.expand(count, -1, -1, -1).clone()
+    return paste(full, Span(nothing, height), Span(nothing, width), boxes)
+
+
+def shrunk(kept: Kept, boxes: Boxes, tolerance: float) -> Boxes:
+    """The smallest boxes that hold every value which differs from the clean one by more than `tolerance`."""
+    change = (boxes.values - gather(kept.value[0], boxes.y, boxes.x)).abs_().amax(1) > tolerance
+    y, x = (_measured(change.any(axis), old) for axis, old in ((2, boxes.y), (1, boxes.x)))
+    if y.length * x.length > 0.9 * boxes.y.length * boxes.x.length:
+        return boxes
+    rows, columns = (y.start - boxes.y.start).tolist(), (x.start - boxes.x.start).tolist()
+    parts = [
+        value[:, row : row + y.length, column : column + x.length]
+        for value, row, column in zip(boxes.values, rows, columns, strict=True)
+    ]
+    return Boxes(torch.stack(parts), y, x)
+
+
+def _measured(changed: Tensor, old: Span) -> Span:
+    """The span of changed rows (k, length) within an old one."""
+    flags = changed.numpy(force=True)
+    low = np.where(flags.any(1), flags.argmax(1), 0)
+    high = np.where(flags.any(1), flags.shape[1] - flags[:, ::-1].argmax(1), 1)
+    inner = span(low.astype(np.int64), high.astype(np.int64), old.length)
+    return Span(old.start + inner.start, inner.length)
