@@ -173,7 +173,7 @@ def test_untied_biases_are_added_to_their_units():
     )
     torch.testing.assert_close(layer(x), expected)
     with pytest.raises(StriateError, match="biases are for"):
-        layer(torch.zeros(1, 3, 16, 16))
+        layer(torch.zeros(1, 3, 16, 16, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("untied", [False, True])

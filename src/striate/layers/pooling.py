@@ -138,9 +138,9 @@ class LpPool2d(_Windows):
         """The p-norm of each window."""
         total = self._mean(x.abs() ** self.p, divisor=1)
         # The root has an infinite slope at 0: there, it is taken of 1 and not used.
-        some = total > 0
-        root = torch.where(some, total, torch.ones_like(total)) ** (1 / self.p)
-        return torch.where(some, root, torch.zeros_like(root))
+        none = total == 0
+        root = torch.where(none, 1.0, total) ** (1 / self.p)
+        return torch.where(none, 0.0, root)
 
     def extra_repr(self) -> str:
         """Exponent and windows, for printing."""
@@ -169,7 +169,7 @@ class StochasticPool2d(_Windows):
         if self.training:
             return drawn_unit(a, self.kernel_size, self.stride, self.ceil_mode)
         total = self._mean(a, divisor=1)
-        return self._mean(a.square(), divisor=1) / torch.where(total > 0, total, torch.ones_like(total))
+        return self._mean(a.square(), divisor=1) / torch.where(total == 0, 1.0, total)
 
 
 def drawn_unit(

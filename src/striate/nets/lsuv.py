@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from striate.core.errors import StriateError
-from striate.layers.initialisation import INITIALISATIONS, orthogonal, weighted
+from striate.layers.initialisation import orthogonal, weighted
 from striate.nets.taps import leaves_as_found, places, stepping
 
 M = TypeVar("M", bound=nn.Module)
 
 
-@INITIALISATIONS.register(paper="arXiv:1511.06422, algorithm 1", needs="a batch")
 def lsuv(module: M, batch: Tensor, *, tolerance: float = 0.01, passes: int = 10) -> M:
     """Orthogonal weights, scaled layer after layer until each gives outputs of variance 1 on `batch`.
 
