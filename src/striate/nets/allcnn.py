@@ -7,7 +7,8 @@ from torch import nn
 from striate.core.errors import StriateError, unknown
 from striate.layers.pooling import GlobalAveragePool
 from striate.nets.layout import smallest
-from striate.nets.net import NETS, Net, Size, check_range, finish, is_small
+from striate.nets.net import NETS, Net, Size, check_range, is_small
+from striate.nets.nin import ClassMapNet
 
 Stages = list[tuple[str, nn.Module]]
 MODELS = ("auto", "A", "B", "C")
@@ -108,5 +109,5 @@ def allcnn(
     stages += [(head, nn.Conv2d(channels, classes, 1)), (f"relu{number + 1}", nn.ReLU())]
     least = smallest(stages)
     stages += [("avgpool", GlobalAveragePool()), ("flatten", nn.Flatten())]
-    net = Net(stages, head=head, in_channels=in_channels, size=size, name="allcnn", min_size=least)
-    return finish(net, "he", head=0.1)
+    net = ClassMapNet(stages, head=head, in_channels=in_channels, size=size, name="allcnn", min_size=least)
+    return net.start()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from torch import nn
 
 from striate.layers.pooling import GlobalAveragePool
@@ -9,6 +11,28 @@ from striate.nets.layout import smallest
 from striate.nets.net import NETS, Net, Size, check_range, finish, is_small
 
 Stages = list[tuple[str, nn.Module]]
+
+
+class ClassMapNet(Net):
+    """A net whose class maps pass a ReLU before they are averaged.
+
+    The head's biases start at 1, well above what its small weights add: a class map that is negative for
+    every picture gets no gradient, and its class would never be learned.
+    """
+
+    def start(self) -> Self:
+        """Draw all weights by He's rule, the head's small; returns the net itself."""
+        finish(self, "he", head=0.1)
+        return self._enliven()
+
+    def reset_head(self, classes: int) -> Self:
+        """As `Net.reset_head`, with biases of 1."""
+        return super().reset_head(classes)._enliven()
+
+    def _enliven(self) -> Self:
+        if self.head_layer.bias is not None:
+            nn.init.ones_(self.head_layer.bias)
+        return self
 
 
 def _mlpconv(
@@ -82,5 +106,5 @@ def nin(
     least = smallest(stages)
     stages += [(f"pool{last}", GlobalAveragePool()), ("flatten", nn.Flatten())]
     head = f"cccp{2 * last}"
-    net = Net(stages, head=head, in_channels=in_channels, size=size, name="nin", min_size=least)
-    return finish(net, "he", head=0.1)
+    net = ClassMapNet(stages, head=head, in_channels=in_channels, size=size, name="nin", min_size=least)
+    return net.start()
