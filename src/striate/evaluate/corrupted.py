@@ -43,7 +43,7 @@ def corrupt(view: View, kind: str, severity: int) -> View:
 
 
 def _noise(view: View, deviation: float) -> View:
-    draws = np.random.default_rng([1, zlib.crc32(np.ascontiguousarray(view))])
+    draws = np.random.default_rng([1, _number(view)])
     return _levels(view + 255 * deviation * draws.standard_normal(view.shape, np.float32))
 
 
@@ -78,7 +78,13 @@ SPOILERS: dict[str, Callable[[View, float], View]] = {
 
 
 def _levels(values: NDArray[Any]) -> View:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    levels: View = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return levels
+
+
+def _number(view: View) -> int:
+    """A number that follows from the view's bytes: the same images get the same draws in any order."""
+    return zlib.crc32(view.tobytes())
 
 
 @PROTOCOLS.register("corrupted", views="1")
@@ -115,7 +121,7 @@ class Shifted(Protocol):
         still = preprocess.view(image)
         size = (still.shape[0], still.shape[1])
         reach = (size[0] // 8, size[1] // 8)
-        draws = np.random.default_rng([2, self.number, zlib.crc32(np.ascontiguousarray(still))])
+        draws = np.random.default_rng([2, self.number, _number(still)])
         down, right = (int(draws.integers(-most, most + 1)) for most in reach)
         matrix = geometry.compose(
             preprocess.matrix(*image.shape[:2]), geometry.translate(float(right), float(down))

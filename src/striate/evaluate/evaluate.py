@@ -180,12 +180,13 @@ def given_models(model: Any) -> list[Model | str | os.PathLike[str]]:
     Raises:
         StriateError: none was given.
     """
+    found: Any = model
     if isinstance(model, str) and "+" in model and not Path(model).exists():
-        model = [part.strip() for part in model.split("+")]
-    found = list(model) if isinstance(model, (list, tuple)) else [model]
-    if not found or any(isinstance(part, str) and not part for part in found):
+        found = [part.strip() for part in model.split("+")]
+    listed: list[Any] = list(found) if isinstance(found, (list, tuple)) else [found]
+    if not listed or any(isinstance(part, str) and not part for part in listed):
         raise StriateError(f"the model is given as {model!r}", allowed="a model, or several as A+B")
-    return found
+    return listed
 
 
 def intervals_of(scores: Scores) -> dict[str, tuple[float, float]]:

@@ -335,13 +335,13 @@ def _value(text: str) -> Any:
             return read(text)
         except ValueError:
             continue
-    return text
+    return text.lower()
 
 
 def _own_fields(kind: type[Protocol]) -> list[dataclasses.Field[Any]]:
     """The fields of a protocol besides `flip` and `scales`, those given by name only last."""
     own = [field for field in dataclasses.fields(kind) if field.name not in ("flip", "scales")]
-    return sorted(own, key=lambda field: field.kw_only)
+    return sorted(own, key=lambda field: bool(field.kw_only))
 
 
 def _listed(sizes: Sequence[Scale]) -> str:
