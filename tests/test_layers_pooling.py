@@ -160,6 +160,12 @@ def test_overlapping_windows_draw_for_themselves():
         assert abs(share - chance) < 5 * math.sqrt(chance * (1 - chance) / count)
 
 
+def test_windows_of_one_unit_draw_it():
+    x = maps()
+    assert torch.equal(StochasticPool2d(1)(x), x.relu())
+    assert torch.equal(StochasticPool2d(1, 2)(x), x.relu()[:, :, ::2, ::2])
+
+
 @pytest.mark.parametrize("mode", ["training", "evaluation"])
 def test_a_window_without_positive_values_gives_zero_and_no_gradient(mode):
     x = torch.tensor([[0.0, -1.0], [-2.0, 0.0]])[None, None].requires_grad_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -183,16 +184,26 @@ def drawn_unit(
     )
     if rows < 1 or columns < 1:
         raise StriateError(f"the maps are {height} x {width}", allowed=f"at least {kernel[0]} x {kernel[1]}")
+    over = [(n - 1) * s + k for n, s, k in zip((rows, columns), stride, kernel, strict=True)]
     with torch.no_grad():
-        over = ((rows - 1) * stride[0] + kernel[0] - height, (columns - 1) * stride[1] + kernel[1] - width)
-        padded = F.pad(a, (0, max(0, over[1]), 0, max(0, over[0])))
-        windows = padded.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1])
-        chances = windows[:, :, :rows, :columns].flatten(-2)
-        # Of exponential waiting times with rates a, the first to ring is l with probability a[l] / sum.
-        drawn = (chances / torch.empty_like(chances).exponential_()).argmax(-1)
+        padded = F.pad(a, (0, max(0, over[1] - width), 0, max(0, over[0] - height)))
+        # One map for each place in the window, so that all windows go through their units at once.
+        units = [
+            padded[
+                :, :, i : over[0] - kernel[0] + i + 1 : stride[0], j : over[1] - kernel[1] + j + 1 : stride[1]
+            ]
+            for i, j in itertools.product(range(kernel[0]), range(kernel[1]))
+        ]
+        total = sum(units[1:], start=units[0])
+        # A point on the line on which the values lie end to end, short of its end also after rounding.
+        point = torch.rand_like(total) * (total * (1 - torch.finfo(a.dtype).eps))
+        passed, drawn = torch.zeros_like(total), torch.zeros_like(total, dtype=torch.int64)
+        for unit in units[:-1]:
+            passed = passed + unit
+            drawn += passed <= point
         y = drawn // kernel[1] + stride[0] * torch.arange(rows, device=a.device).view(-1, 1)
         x = drawn % kernel[1] + stride[1] * torch.arange(columns, device=a.device)
-        # Padding is never drawn before a positive value; where there is none, any unit of value 0 will do.
+        # A window without positive values may point at its padding; any unit of value 0 will do.
         place = y.clamp_(max=height - 1) * width + x.clamp_(max=width - 1)
     return a.flatten(2).gather(2, place.flatten(2)).view(*a.shape[:2], rows, columns)
 
