@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from little_models import CLASSES, conv_model, found, pictures
@@ -24,7 +24,7 @@ from striate.evaluate.protocols import parse_protocol
 from striate.evaluate.vgg_grid import rows_of_vgg, training_sides
 from striate.images import draw
 from striate.model import Model
-from striate.nets.net import Net
+from striate.nets.net import Net, create_net
 from striate.tasks.classification import Classification
 
 
@@ -58,8 +58,8 @@ def posterior(model: Model, data: Dataset, protocol: str) -> np.ndarray:
     from striate.evaluate.runner import Runner
 
     rows = []
+    runner = Runner(parse_protocol(protocol), model, batch=64)
     for number in range(len(data.split("test"))):
-        runner = Runner(parse_protocol(protocol), model, batch=64)
         ((_, outputs),) = runner.outputs([runner.views(data.split("test").image(number))])
         probabilities = model.task.posterior(outputs)[0]
         rows.append([float(probabilities[model.classes.index(label)]) for label in CLASSES])
@@ -242,6 +242,7 @@ def test_training_sides_from_the_card(augment: str | None, sides: tuple[int, int
 # ---------------------------------------------------------------------- paired tests
 
 
+@settings(max_examples=30)
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 30))
 def test_mcnemar_is_the_binomial_test_of_the_discordant_pairs(b: int, c: int, same: int) -> None:
     from scipy.stats import binomtest
@@ -280,13 +281,9 @@ def on_disk(tmp_path: Path) -> tuple[Path, Path, Path]:
     """Two model files and a folder of images of two of their classes."""
     paths = []
     for seed in (0, 1):
-        model = conv_model(seed=seed)
-        # A file's net must be one that `create_net` builds.
-        from striate.nets.net import create_net
-
         torch.manual_seed(seed)
-        net = create_net("lenet5", 3, size=28).eval()
-        paths.append(Model(net, model.task, Preprocess(size=(28, 28))).save(tmp_path / f"{seed}.safetensors"))
+        model = Model(create_net("lenet5", 3, size=28).eval(), Classification(CLASSES), Preprocess((28, 28)))
+        paths.append(model.save(tmp_path / f"{seed}.safetensors"))
     for number, name in enumerate(("dark", "bright")):
         for i, image in enumerate(pictures(4, 30, 34, seed=number)):
             draw.save(tmp_path / "set" / name / f"{i}.png", image)

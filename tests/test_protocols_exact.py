@@ -100,7 +100,7 @@ def test_at_the_training_size_every_dense_form_is_the_centre_crop(kind: str, pro
     ("name", "options"),
     [
         ("vgg11", {"size": 32, "width": 4, "head": "512-512"}),
-        ("vgg11_bn", {"size": 64, "width": 4, "head": "4096-4096"}),
+        ("vgg11_bn", {"size": 64, "width": 4, "head": "512-512"}),
         ("resnet20", {"size": 32}),
         ("lenet5", {"size": 28}),
     ],
