@@ -310,7 +310,7 @@ def test_calls_under_inference_mode_are_refused_or_right() -> None:
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("filtrs", "did you mean 'filters'"), ("gradcam", "allowed: feature-maps"), (None, "given as None")],
+    [("filtrs", "did you mean 'filters'"), ("gradcam", "did you mean 'grad-cam'"), (None, "given as None")],
 )
 def test_unknown_methods(name: str, told: str) -> None:
     with pytest.raises(StriateError) as error:
@@ -365,5 +365,8 @@ def test_figures_leave_the_users_matplotlib_alone() -> None:
 
 
 def test_registered_methods() -> None:
-    assert {"filters", "feature-maps", "saliency"} <= set(METHODS.names())
+    assert {
+        "filters", "feature-maps", "saliency", "smoothgrad", "integrated-gradients", "guided-backprop",
+        "deconvnet", "grad-cam", "guided-grad-cam", "cam", "occlusion",
+    } <= set(METHODS.names())  # fmt: skip
     assert all(METHODS.entry(name).summary for name in METHODS.names())

@@ -52,7 +52,7 @@ class Step:
     the sources' values at common boxes. With `windows` (height, width) it slides over its only source, on
     which `run` is done without padding; `fill` is the value outside of the map, and `scale` a factor (1, 1,
     H, W) for each output position, where averages count fewer units at the border. `macs`: multiply-adds
-    for one position of the output.
+    for one position of the output. `adjoint`: of a linear `run`, its transpose.
     """
 
     node: fx.Node
@@ -62,6 +62,7 @@ class Step:
     fill: float = 0.0
     scale: Tensor | None = None
     macs: int = 0
+    adjoint: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass

@@ -85,6 +85,7 @@ def _convolution(
         "run": lambda part: F.conv2d(part, weight, bias, stride, 0, dilation, groups),
         "windows": tuple(windows),
         "macs": weight.numel(),
+        "adjoint": lambda signal: F.conv_transpose2d(signal, weight, None, stride, 0, 0, groups, dilation),
     }
 
 

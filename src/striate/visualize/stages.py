@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from striate.core.errors import StriateError
 from striate.nets.geometry import StageInfo, stage_geometry
-from striate.visualize.method import Pixels
+from striate.nets.taps import capture
+from striate.visualize.method import Pixels, net_input
 
 if TYPE_CHECKING:
     from striate.model import Model
@@ -41,16 +43,23 @@ def last_with_maps(model: Model, view: Pixels) -> str:
     Raises:
         StriateError: there is none, or the net does not tell.
     """
-    infos = infos_of(model, view)
-    head = getattr(model.net, "head", None)
-    found = [i.name for i in infos if len(i.shape) == 3 and i.shape[1] * i.shape[2] > 1 and i.name != head]
+    shapes = {info.name: info.shape for info in infos_of(model, view)} or _run_shapes(model, view)
+    names, head = list(shapes), getattr(model.net, "head", None)
+    before = names[: names.index(head)] if head in names else names
+    found = [name for name in before if len(shapes[name]) == 3 and shapes[name][1] * shapes[name][2] > 1]
     if not found:
         raise StriateError(
             "no stage of the net is known to give maps", hint="name one of its modules with 'stage'"
         )
-    names = [info.name for info in infos]
-    before = [name for name in found if head not in names or names.index(name) < names.index(head)]
-    return (before or found)[-1]
+    return found[-1]
+
+
+def _run_shapes(model: Model, view: Pixels) -> dict[str, tuple[int, ...]]:
+    """Output shapes of the stages without the batch, where a pass with the picture itself must tell."""
+    names = list(getattr(model.net, "stage_names", ()))
+    with torch.no_grad(), capture(model.net, names) as seen:
+        model.net(net_input(model, view))
+    return {name: tuple(seen[name].shape[1:]) for name in names if seen.calls[name]}
 
 
 def infos_of(model: Model, view: Pixels) -> list[StageInfo]:
