@@ -161,6 +161,22 @@ def test_flip_mirrors_about_half() -> None:
     assert (Flip(0.0).matrices(u, 8, 8) == np.eye(3)).all()
 
 
+def test_alternating_flips_show_each_image_both_ways_in_two_epochs() -> None:
+    pipeline, numbers = parse("pad-crop(2)+alternating-flip+flip"), np.arange(400)
+    draws = [pipeline.draw(3, epoch, numbers) for epoch in range(4)]
+    ways = [u[:, 2] < 0.5 for u in draws]
+    assert 160 < ways[0].sum() < 240
+    for epoch in range(3):
+        np.testing.assert_array_equal(ways[epoch + 1], ~ways[epoch])
+        # The other steps are drawn anew.
+        assert (draws[epoch + 1][:, [0, 1, 3]] != draws[epoch][:, [0, 1, 3]]).all()
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    alone, view = parse("alternating-flip"), Preprocess(size=(8, 8))
+    both = [alone.view(image, alone.draw(3, epoch, [7])[0], view) for epoch in (0, 1)]
+    expected = {image.tobytes(), image[:, ::-1].tobytes()}
+    assert {seen.tobytes() for seen in both} == expected
+
+
 def test_affine_turns_scales_and_shifts_about_the_centre() -> None:
     half = np.full((1, 5), 0.5)
     np.testing.assert_allclose(Affine(30, 0.2, 1, 20).matrices(half, 10, 20)[0], np.eye(3), atol=1e-12)

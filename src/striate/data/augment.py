@@ -54,11 +54,13 @@ class Pipeline:
         object.__setattr__(self, "draws", start)
         object.__setattr__(self, "_border", next(iter(borders), None))
         pairs = list(zip(self.steps, places, strict=True))
+        object.__setattr__(self, "_places", pairs)
         object.__setattr__(self, "_crop", next((p for p in pairs if isinstance(p[0], Crop)), None))
         object.__setattr__(self, "_geometry", [p for p in pairs if isinstance(p[0], Geometry)])
         object.__setattr__(self, "_colour", [p for p in pairs if isinstance(p[0], Colour)])
 
     draws: int = dataclasses.field(init=False, repr=False, compare=False)
+    _places: list[tuple[Augmentation, slice]] = dataclasses.field(init=False, repr=False, compare=False)
     _border: str | None = dataclasses.field(init=False, repr=False, compare=False)
     _crop: tuple[Crop, slice] | None = dataclasses.field(init=False, repr=False, compare=False)
     _geometry: list[tuple[Geometry, slice]] = dataclasses.field(init=False, repr=False, compare=False)
@@ -89,7 +91,13 @@ class Pipeline:
 
     def draw(self, seed: int, epoch: int, numbers: ArrayLike) -> Floats:
         """The numbers of these samples, (N, draws) in (0, 1): row i from (seed, epoch, numbers[i])."""
-        return philox.uniforms(seed, epoch, numbers, self.draws)
+        u = philox.uniforms(seed, epoch, numbers, self.draws)
+        places = [place for step, place in self._places if step.alternates]
+        if places:
+            first = philox.uniforms(seed, 0, numbers, self.draws)
+            for place in places:
+                u[:, place] = 1 - first[:, place] if epoch % 2 else first[:, place]
+        return u
 
     def at_least(self, u: Floats, preprocess: Preprocess) -> int | None:
         """The shorter side below which an image would lose detail in this sample's view; None = all of it."""

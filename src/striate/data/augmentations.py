@@ -7,6 +7,7 @@ pipeline become one warp.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,10 +30,12 @@ BORDERS = ("reflect", "zero", "edge")
 class Augmentation:
     """Base of all augmentations: a frozen dataclass of settings.
 
-    draws: how many random numbers in (0, 1) one sample takes.
+    draws: how many random numbers in (0, 1) one sample takes. alternates: a sample's numbers are drawn for
+    the first epoch; after it, they are 1 minus those of the epoch before.
     """
 
     draws: ClassVar[int] = 0
+    alternates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         settings.check(self)
@@ -148,6 +151,22 @@ class Flip(Geometry):
         return found
 
 
+@AUGMENTATIONS.register("alternating-flip", kind="geometry")
+@dataclass(frozen=True)
+class AlternatingFlip(Geometry):
+    """Mirror left and right in every other epoch, a random half of the images in the first.
+
+    Two epochs show each image both ways, where random flips show half of them the same way twice. Jordan
+    2024, arXiv:2404.00498, section 3.6.
+    """
+
+    draws: ClassVar[int] = 1
+    alternates: ClassVar[bool] = True
+
+    def matrices(self, u: Floats, height: int, width: int) -> Floats:
+        return Flip().matrices(u, height, width)
+
+
 @AUGMENTATIONS.register("affine", kind="geometry")
 @dataclass(frozen=True)
 class Affine(Geometry):
@@ -211,8 +230,7 @@ def build(name: str, positional: list[Any], named: Mapping[str, Any]) -> Augment
         StriateError: an unknown name or setting (near matches given), too many values, or one not allowed.
     """
     kind = AUGMENTATIONS.get(name)
-    fields = list(getattr(kind, "__dataclass_fields__", {}))
-    fields = [field for field in fields if field != "draws"]
+    fields = [field.name for field in dataclasses.fields(kind)]
     if len(positional) > len(fields):
         raise StriateError(
             f"{name} takes {len(fields)} settings, not {len(positional)}", allowed=fields or "none"
