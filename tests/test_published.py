@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -250,6 +251,35 @@ def test_offline_names_the_file_and_the_folder(tmp_path, monkeypatch, variable, 
     assert f"put {card.file_name} into {folder!r} (it is https://" in text
     with pytest.raises(StriateError, match=r"striate weights fetch resnet50\.imagenet1k_v1, or put"):
         locate(published("resnet50.imagenet1k_v1"), download=False)
+
+
+HUB_LOADER = """
+from pathlib import Path
+
+def hf_hub_download(repo, file, revision):
+    if repo == "timm/gone":
+        raise ConnectionError("no route\\nto the hub")
+    assert (repo, file, revision) == ("timm/tiny.test", "model.safetensors", "main")
+    return {place!r}
+"""
+
+
+def test_the_hubs_own_loader_is_used_where_it_is_installed(tmp_path, monkeypatch):
+    monkeypatch.delenv("STRIATE_OFFLINE")
+    card, file = tiny(tmp_path)
+    hub = replace(card, url="", hub="timm/tiny.test")
+    module = tmp_path / "huggingface_hub.py"
+    module.write_text(HUB_LOADER.format(place=str(file)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "huggingface_hub", raising=False)
+    assert locate(hub) == file
+    with pytest.raises(BadModelFile, match=r"allowed: 0{64}"):
+        locate(replace(hub, sha256="0" * 64))
+    with pytest.raises(
+        StriateError, match=r"ConnectionError: no route\); put model.safetensors of timm/gone"
+    ):
+        locate(replace(hub, hub="timm/gone"))
+    monkeypatch.delitem(sys.modules, "huggingface_hub", raising=False)
 
 
 def test_a_file_known_by_the_beginning_of_its_hash(tmp_path):
