@@ -42,7 +42,7 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "clamp_min": lambda x: torch.clamp_min(x, 0),
     "threshold": lambda x: F.threshold(x, 0, 0),
     "maximum": lambda x: torch.maximum(x, torch.zeros(())),
-    "script": torch.jit.script(nn.ReLU()),
+    "traced": torch.jit.trace(nn.ReLU(), torch.ones(4), check_trace=False),
 }
 
 
@@ -100,9 +100,9 @@ def test_what_is_no_rectifier_is_refused(rule: str, function: Callable[[Tensor],
 
 def test_a_part_overwritten_in_place_is_refused() -> None:
     x = torch.randn(1, 4, requires_grad=True)
+    y = x * 1.0
+    y[:, :2].relu_()
     with backward_rule("guided"), pytest.raises(StriateError, match="no meaning"):
-        y = x * 1.0
-        y[:, :2].relu_()
         y.sum().backward()
 
 
@@ -118,9 +118,10 @@ def test_the_rule_ends_with_the_block_and_after_an_error() -> None:
     x = torch.tensor([-1.0, 1.0], requires_grad=True)
     y = F.relu(x)
     signal = torch.tensor([1.0, -1.0])
-    with pytest.raises(RuntimeError, match="inside"), backward_rule("deconvnet"):
+    with pytest.raises(RuntimeError, match="shape"), backward_rule("deconvnet"):
+        torch.autograd.grad(y, x, torch.ones(3))
+    with backward_rule("deconvnet"):
         assert torch.autograd.grad(y, x, signal, retain_graph=True)[0].tolist() == [1, 0]
-        raise RuntimeError("inside")
     assert torch.autograd.grad(y, x, signal, retain_graph=True)[0].tolist() == [0, -1]
     with backward_rule("guided"):
         torch.autograd.backward(y, signal, retain_graph=True)

@@ -56,8 +56,7 @@ def test_smoothgrad_is_the_mean_gradient_over_noise() -> None:
     still = visualize("smoothgrad", model, image, noise=0, samples=20).arrays["gradient"]
     np.testing.assert_allclose(still, plain, rtol=1e-4, atol=1e-7)
     x = net_input(model, image)
-    draws = torch.randn((18, *x.shape[1:]), generator=torch.Generator().manual_seed(0))
-    # Drawn in parts of 16: the parts of a row of draws are the draws of its parts.
+    # Drawn in parts of 16.
     source = torch.Generator().manual_seed(0)
     parts = [torch.randn((n, *x.shape[1:]), generator=source) for n in (16, 2)]
     draws = torch.cat(parts)
@@ -80,7 +79,9 @@ def test_class_maps_of_a_net_with_global_average() -> None:
     np.testing.assert_allclose(cam["coarse"][0, 0], want, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(cam["map"][0], want, rtol=1e-4, atol=1e-6)
     # The mean of the map and the bias are the logit; Grad-CAM is the same map, over the positions.
-    assert want.mean() + float(model.net.fc3.bias[1]) == pytest.approx(float(cam["score"][0]), rel=1e-4)
+    assert want.mean() + float(model.net.fc3.bias[1].detach()) == pytest.approx(
+        float(cam["score"][0]), rel=1e-4
+    )
     grad = visualize("grad-cam", model, image, target=1, stage="relu2").arrays
     np.testing.assert_allclose(grad["coarse"][0, 0] * 64, want, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(grad["weights"][0] * 64, weight[1].numpy(), rtol=1e-4)
