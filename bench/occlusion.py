@@ -36,10 +36,14 @@ def a_model(name: str) -> Model:
     """A net for 1000 classes with random weights, and running statistics that keep signals in range."""
     torch.manual_seed(0)
     net = create_net(name, 1000)
-    net.train()
     with torch.no_grad():
-        for _ in range(2):
-            net(torch.randn(4, 3, 224, 224))
+        if any(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules()):
+            net.train()
+            for _ in range(2):
+                net(torch.randn(4, 3, 224, 224))
+        # Logits as far apart as those of a trained net: else all probabilities are 1/1000.
+        logits = net.eval()(torch.randn(1, 3, 224, 224))
+        net.head_layer.weight.mul_(3 / float(logits.std()))
     preprocess = Preprocess(
         size=(224, 224), resize="squash", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
     )
