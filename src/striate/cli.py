@@ -18,8 +18,8 @@ from striate.core.errors import StriateError
 from striate.train.recipe import Recipe
 
 ListKind = Literal[
-    "nets", "stages", "weights", "formats", "augmentations", "tasks", "optimizers", "schedules",
-    "protocols", "methods",
+    "nets", "layers", "initialisations", "stages", "weights", "formats", "augmentations", "tasks",
+    "optimizers", "schedules", "protocols", "methods",
 ]  # fmt: skip
 
 

@@ -14,6 +14,8 @@ from striate.core.results import Result
 # Kind -> where its registry stands.
 REGISTRIES = {
     "nets": "striate.nets.net:NETS",
+    "layers": "striate.layers.registry:LAYERS",
+    "initialisations": "striate.layers.initialisation:INITIALISATIONS",
     "weights": "striate.nets.weights:CARDS",
     "formats": "striate.data.formats:FORMATS",
     "augmentations": "striate.data.augment:AUGMENTATIONS",
