@@ -177,6 +177,24 @@ def test_models_of_other_classes_are_refused() -> None:
         evaluate([first, second], little_set())
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_members_that_were_trained_with_other_splits_are_named(tmp_path: Path, seed: int) -> None:
+    for number, label in enumerate(CLASSES):
+        for i, image in enumerate(pictures(8, seed=number)):
+            draw.save(tmp_path / "set" / label / f"{i}.png", image)
+    members = []
+    for own in (1, seed):
+        model = conv_model(seed=own)
+        model.card = {
+            "name": f"seed {own}",
+            "data": {"name": "set", "digest": "another"},
+            "recipe": {"val": 0.2, "test": 0.4, "seed": own},
+        }
+        members.append(model)
+    notes = compare(members, tmp_path / "set", ["center"]).notes
+    assert any("seed 2 was trained with other splits" in note for note in notes) == (seed == 2)
+
+
 def test_names_joined_by_plus_are_several_models(tmp_path: Path) -> None:
     assert given_models("runs/a + runs/b") == ["runs/a", "runs/b"]
     odd = tmp_path / "a+b"

@@ -15,7 +15,7 @@ from torch import Tensor
 from striate.core.errors import StriateError
 from striate.data.samples import Dataset, Split
 from striate.evaluate.evaluate import model_name
-from striate.evaluate.opening import images_to_test
+from striate.evaluate.opening import Trained, images_to_test
 from striate.evaluate.paired import difference, mcnemar
 from striate.evaluate.protocols import Protocol, parse_protocol
 from striate.evaluate.reading import Pass, check_counts, run_over
@@ -69,7 +69,7 @@ def compare(
     row. What rows have in common is computed once. Everything else as in `evaluate`.
 
     Raises:
-        StriateError: as of `evaluate`; models of other classes a task without one label an image.
+        StriateError: as of `evaluate`; models of other classes, or of a task other than classification.
     """
     check_counts(batch, threads)
     loaded = [model if isinstance(model, Model) else load(model) for model in models]
@@ -81,8 +81,7 @@ def compare(
     rows, notes = _rows(loaded, protocols, trained_side)
     leaves = _checked(rows, loaded)
     opened, samples, told = images_to_test(data, loaded[0], split, opening)
-    for other, name in zip(loaded[1:], names[1:], strict=True):
-        told += _same_images(samples, data, other, name, split, opening)
+    told += _other_splits(samples, data, loaded, names, split, opening)
     passes: dict[Leaf, Pass] = {}
     index = targets = np.zeros(0, np.int64)
     for leaf in leaves:
@@ -199,15 +198,21 @@ def _fits(model: Model, first: Model) -> None:
         )
 
 
-def _same_images(
-    samples: Split, data: Any, other: Model, name: str, split: str, opening: dict[str, Any]
+def _other_splits(
+    samples: Split, data: Any, models: Sequence[Model], names: Sequence[str], split: str, opening: Any
 ) -> list[str]:
-    """A note where another model's own split holds other images than those tested."""
-    _, theirs, _ = images_to_test(data, other, split, opening)
-    same = list(map(str, theirs.names)) == list(map(str, samples.names))
-    return [] if same else [
-        f"{name} was trained with other splits: images that it was trained on may be among those tested"
-    ]  # fmt: skip
+    """A line for each further model whose own split, by its card, holds other images than those tested."""
+    notes = []
+    for model, name in zip(models[1:], names[1:], strict=True):
+        if Trained.of(model) is None:
+            continue
+        _, theirs, _ = images_to_test(data, model, split, opening)
+        if list(map(str, theirs.names)) != list(map(str, samples.names)):
+            notes.append(
+                f"{name} was trained with other splits: "
+                "images that it was trained on may be among those tested"
+            )
+    return notes
 
 
 def _one_pass(

@@ -136,16 +136,14 @@ def evaluate(
         StriateError: an unknown split, protocol or option, data of another kind or other classes than the
             model's, no readable image, outputs that are not numbers, or a setting out of range.
     """
+    check_counts(batch, threads)
     chosen = parse_protocol(protocol)
     several = given_models(model)
     if len(several) > 1:
         from striate.evaluate.compare import compare
 
-        table = compare(
-            several, data, [chosen], split=split, batch=batch, device=device, threads=threads, **opening
-        )
-        return table.evaluation()
-    check_counts(batch, threads)
+        how: dict[str, Any] = {"split": split, "batch": batch, "device": device, "threads": threads}
+        return compare(several, data, [chosen], **how, **opening).evaluation()
     loaded = several[0] if isinstance(several[0], Model) else load(several[0])
     if device is not None:
         loaded.to(device)
