@@ -27,12 +27,12 @@ def test_branches_by_hand():
     module = Branches(
         1,
         [
-            [[("double", times(2))]],
+            [[("by_double", times(2))]],
             [[("pool", nn.MaxPool2d(3, 1, 1))]],
-            [[("triple", times(3))], [("five", times(5)), ("seven", times(7))]],
+            [[("by_triple", times(3))], [("by_five", times(5)), ("by_seven", times(7))]],
         ],
     )
-    assert module.plan == ((("double",),), (("pool",),), (("triple",), ("five", "seven")))
+    assert module.plan == ((("by_double",),), (("pool",),), (("by_triple",), ("by_five", "by_seven")))
     assert module.out_channels == 4
     x = torch.tensor([[[[1.0, 2.0], [0.0, 4.0]]]])
     y = module(x)

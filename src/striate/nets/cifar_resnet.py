@@ -82,7 +82,10 @@ def _cifar_resnet(
             stages.append((_block_name(group, number, blocks), Block(channels, maps, stride)))
             channels = maps
     stages += _head(channels, classes)
-    net = finish(Net(stages, head="fc", in_channels=in_channels, size=32, name=f"resnet{layers}"), "he")
+    # Each block adds its variance to the sum: behind more than ResNet-56 has, logits would start large.
+    small = (3 / blocks) ** 0.5 if blocks > 9 else 1.0
+    net = Net(stages, head="fc", in_channels=in_channels, size=32, name=f"resnet{layers}")
+    finish(net, "he", head=small)
     if zero_init:
         for module in net.modules():
             if isinstance(module, Block):
