@@ -35,7 +35,10 @@ def normed(norm: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def test_the_dense_form_of_the_summing_net_by_hand():
-    form = dense(summing_net())
+    net = summing_net()
+    before = torch.get_rng_state()
+    form = dense(net)
+    assert torch.equal(torch.get_rng_state(), before)
     assert form.get_submodule("fc").weight.shape == (2, 1, 1, 1)
     assert form(torch.ones(1, 1, 4, 4)).flatten().tolist() == [9, 18]
     # Ones of 6 x 8: four and six sums of nine, pooled to 2 x 3.

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -172,7 +172,10 @@ def weights(
     """
     from striate.studies import shelf
 
-    result = {"list": shelf.listing, "fetch": shelf.fetch, "verify": shelf.verify}[action](name)
+    verbs: dict[str, Callable[[str | None], Any]] = {
+        "list": shelf.listing, "fetch": shelf.fetch, "verify": shelf.verify,
+    }  # fmt: skip
+    result = verbs[action](name)
     return Answer(result.lines(), result.to_dict())
 
 

@@ -54,9 +54,7 @@ def dense_form(model: Model, protocol: Protocol) -> tuple[DenseNet, list[StageIn
         StriateError: it has none; the stage that is in the way is named, and the protocols that are left.
     """
     try:
-        # New layers are drawn before they get the weights: the user's random numbers stay as they are.
-        with torch.random.fork_rng(devices=[]):
-            made = dense(model.net)  # type: ignore[arg-type]
+        made = dense(model.net)  # type: ignore[arg-type]
     except StriateError as error:
         raise StriateError(
             f"protocol {protocol.name!r} needs a net with a dense form: {error.given}", allowed=others()

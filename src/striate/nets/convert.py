@@ -116,8 +116,11 @@ def _on_map(name: str, module: nn.Module, before: Shape, after: Shape) -> nn.Mod
 def _on_vector(name: str, module: nn.Module, was: Shape) -> nn.Module:
     """The dense form of a stage that works on vectors, which were maps of the shape `was`."""
     if type(module) is nn.Linear:
-        conv = nn.Conv2d(was[0], module.out_features, (was[1], was[2]), bias=module.bias is not None)
-        conv = conv.to(module.weight.device, module.weight.dtype)
+        # Nothing is drawn for weights that are replaced at once: the random state stays as it was.
+        conv: nn.Conv2d = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+            nn.Conv2d, was[0], module.out_features, (was[1], was[2]), bias=module.bias is not None,
+            device=module.weight.device, dtype=module.weight.dtype,
+        )  # fmt: skip
         with torch.no_grad():
             # Flatten runs over channels, rows, columns: the order of a kernel.
             conv.weight = _parameter(module.weight.detach().reshape(conv.weight.shape), module.weight)

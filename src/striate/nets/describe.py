@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -107,7 +106,7 @@ def _pool(layer: Any) -> str:
     return " ".join(filter(None, [_by(layer.kernel_size), name, "pool"])) + f", /{_short(stride)}"
 
 
-def _all(values: Any) -> Sequence[int]:
+def _all(values: Any) -> tuple[int, ...]:
     return (values,) if isinstance(values, int) else tuple(values)
 
 
