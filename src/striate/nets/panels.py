@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from striate.nets.blocks import Inside, Node
 from striate.nets.svg import STRIPE, front, group, path, polygon, text, width_of
 
-GAP, LANE_GAP, LABEL, END = 26.0, 10.0, 16.0, 8.0
+GAP, LANE_GAP, LABEL, END = 32.0, 10.0, 16.0, 8.0
 LEAST, LEAST_HIGH, ROUND, BAR = 5.0, 6.0, 8.0, 7.0
 KIND = 9.5  # the size of the labels' type
 
@@ -26,6 +26,9 @@ class _Spot:
     y: float = 0.0
     wide: float = 0.0
     high: float = 0.0
+    # The edges of its column: between columns wires change their lane.
+    left: float = 0.0
+    right: float = 0.0
 
 
 def panel(
@@ -116,14 +119,14 @@ def _place(spots: list[_Spot], words: Callable[[str], str]) -> tuple[float, floa
     heights = [0.0] * lanes
     for spot in spots:
         label = LABEL if spot.node is not None and _label(spot.node, words) else 0.0
-        heights[spot.lane] = max(heights[spot.lane], spot.high + label, 14.0)
+        heights[spot.lane] = max(heights[spot.lane], spot.high + label, 24.0)
     tops = [sum(heights[:lane]) + LANE_GAP * lane for lane in range(lanes)]
     x = 0.0
     for rank in range(max(spot.rank for spot in spots) + 1):
         column = [spot for spot in spots if spot.rank == rank]
         wide = max(max(s.wide, _label_width(s, words)) for s in column)
         for spot in column:
-            spot.x = x + (wide - spot.wide) / 2
+            spot.x, spot.left, spot.right = x + (wide - spot.wide) / 2, x, x + wide
         x += wide + GAP
     for spot in sorted(spots, key=lambda s: s.rank):
         room = heights[spot.lane]
@@ -154,11 +157,12 @@ def _wire(a: _Spot, b: _Spot) -> str:
     y0, y1 = a.y, b.y
     if b.node is not None and b.node.text == "concat" and b.node.role == "join":
         y1 = y0
-    bend = max(8.0, min(20.0, (x1 - x0) / 2))
+    if abs(y0 - y1) < 0.01:
+        return path(f"M{x0:.2f} {y0:.2f}H{x1:.2f}")
+    middle = (a.right + b.left) / 2
     return path(
-        f"M{x0:.2f} {y0:.2f}C{x0 + bend:.2f} {y0:.2f} {x1 - bend:.2f} {y1:.2f} {x1:.2f} {y1:.2f}"
-        if abs(y0 - y1) > 0.01
-        else f"M{x0:.2f} {y0:.2f}H{x1:.2f}"
+        f"M{x0:.2f} {y0:.2f}H{a.right:.2f}C{middle:.2f} {y0:.2f} {middle:.2f} {y1:.2f} {b.left:.2f} {y1:.2f}"
+        f"H{x1:.2f}"
     )
 
 

@@ -41,8 +41,8 @@ text { font-family: Inter, "Helvetica Neue", "Segoe UI", system-ui, Roboto, "Lib
 .lid { fill: #fff; fill-opacity: .38; }
 .side { fill: #000; fill-opacity: .22; }
 """
-# The mean width of a letter, in parts of the size of the type.
-LETTER = 0.56
+# The mean width of a letter, in parts of the size of the type: of the widest of the fonts above.
+LETTER, BOLD = 0.61, 0.69
 
 
 def number(value: float) -> str:
@@ -55,9 +55,9 @@ def text(x: float, y: float, words: str, style: str = "") -> str:
     return f'<text x="{number(x)}" y="{number(y)}" class="{style}">{escape(words, quote=False)}</text>'
 
 
-def width_of(words: str, size: float = 11) -> float:
-    """About how wide a text is, in pixels."""
-    return LETTER * size * len(words)
+def width_of(words: str, size: float = 11, *, bold: bool = False) -> float:
+    """About how wide a text is at most, in pixels."""
+    return (BOLD if bold else LETTER) * size * len(words)
 
 
 def rectangle(
@@ -101,11 +101,10 @@ def slab(
     """A block in oblique projection: its front with stripes, its top and its right side."""
     dx, dy = away
     total = wide + STRIPE * len(stripes)
-    last = stripes[-1] if stripes else role
     top = [(x, y), (x + dx, y - dy), (x + total + dx, y - dy), (x + total, y)]
     side = [(x + total, y), (x + total + dx, y - dy), (x + total + dx, y - dy + high), (x + total, y + high)]
     parts = [polygon(top, "edge", fill=role), polygon(top, "lid")]
-    parts += [polygon(side, "edge", fill=last), polygon(side, "side")]
+    parts += [polygon(side, "edge", fill=role), polygon(side, "side")]
     return [*parts, *front(x, y, wide, high, role, stripes)]
 
 

@@ -152,7 +152,7 @@ def compare_nets(
     for entry in entries:
         spec = dict(entry.spec)
         net = skeleton(spec.pop("name"), spec.pop("classes"), spec.pop("in_channels"), **spec)
-        tables.append(cost(net))
+        tables.append(cost(net, training=False))
     columns: dict[str, Any] = {column: (None,) * len(entries) for column in MEASURED}
     source, conditions = "not measured", ""
     if measure:
@@ -179,17 +179,14 @@ def compare_nets(
 
 def _all() -> list[str]:
     """Every net that a card with scores stands for, the most accurate first."""
-    from striate.nets.weights import CARDS, published
+    from striate.nets.weights import CARDS, is_published, published
 
-    cards = [published(name) for name in CARDS]
-    best: dict[str, float] = {}
-    for card in cards:
-        alias = card.net if card.default or card.net == card.name else None
-        if alias is not None and "top1" in card.scores:
-            best[alias] = max(best.get(alias, 0.0), card.scores["top1"])
+    nets = {published(name).net for name in CARDS}
+    scores = {name: published(name).scores for name in nets if is_published(name)}
+    best = {name: found["top1"] for name, found in scores.items() if "top1" in found}
     if not best:
         raise StriateError("no net has published scores", hint="name the nets to compare")
-    return sorted(best, key=lambda name: -best[name])[:MOST]
+    return sorted(best, key=lambda name: (-best[name], name))[:MOST]
 
 
 def _entry(name: str, size: int | None) -> _Entry:
