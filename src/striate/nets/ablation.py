@@ -184,7 +184,7 @@ def _widened(module: nn.Module, width: int, name: str = "") -> nn.Module:
     return module
 
 
-def _blank(old: nn.Parameter, shape: Sequence[int]) -> nn.Parameter:
+def _blank(old: Tensor, shape: Sequence[int]) -> nn.Parameter:
     return nn.Parameter(torch.zeros(*shape, device=old.device, dtype=old.dtype), old.requires_grad)
 
 

@@ -154,7 +154,7 @@ def _child() -> None:
 
 def _peak(device: str) -> int:
     if device.startswith("cuda"):
-        return int(torch.cuda.max_memory_allocated(device)) if torch.cuda.is_initialized() else 0
+        return int(torch.cuda.max_memory_allocated(device)) if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call]
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

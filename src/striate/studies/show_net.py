@@ -105,14 +105,14 @@ def show_net(
             f"{name!r} is a trained model", hint="its classes, channels and options are what they are"
         )
     if name in CARDS:
-        net = empty(published(name))
+        shown: Any = empty(published(name))
     else:
         from striate.model import load
 
-        net = load(name).net
-    known = NETS.entry(net.name).capabilities if net.name in NETS else {}
+        shown = load(name).net
+    known = NETS.entry(shown.name).capabilities if shown.name in NETS else {}
     page = NetPage(
-        net.name, str(known.get("paper", "")), f"The net of {name}.", cost(net, size), draw(net, size)
+        shown.name, str(known.get("paper", "")), f"The net of {name}.", cost(shown, size), draw(shown, size)
     )
     return page
 

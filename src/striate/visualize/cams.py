@@ -178,8 +178,8 @@ def grad_cam(model: Model, view: Pixels, target: int | None, stage: str) -> Foun
 def enlarged(values: Array, view: Pixels) -> Array:
     """A map (h, w) as large as the view, by bilinear interpolation between the centres of its positions."""
     size = (view.shape[1], view.shape[0])
-    large: Array = cv2.resize(np.ascontiguousarray(values, np.float32), size, interpolation=cv2.INTER_LINEAR)
-    return large
+    large = cv2.resize(np.ascontiguousarray(values, np.float32), size, interpolation=cv2.INTER_LINEAR)
+    return np.asarray(large, np.float32)
 
 
 def _class_map(model: Model, x: Tensor, outputs: Tensor, maps: list[Tensor], number: int) -> Tensor:

@@ -303,7 +303,8 @@ def top(values: Array, clip: float) -> float:
 def coloured(values: Array, clip: float = 99.0) -> Pixels:
     """A signal (C, H, W) around 0 as a picture (H, W, C) uint8: grey is 0, `clip` per cent are in range."""
     levels = 127.5 + 127.5 * values / top(values, clip)
-    return np.rint(levels.clip(0, 255)).astype(np.uint8).transpose(1, 2, 0)
+    pixels: Pixels = np.rint(levels.clip(0, 255)).astype(np.uint8).transpose(1, 2, 0)
+    return pixels
 
 
 def baseline_input(model: Model, view: Pixels, kind: str) -> Tensor:

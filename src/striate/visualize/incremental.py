@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -210,8 +211,8 @@ class Incremental:
                 return Boxes(step.run(first.values), first.y, first.x)
             room = self.plan.shapes[step.node][-2:]
             y, x = _union([s.y for s in sources], room[0]), _union([s.x for s in sources], room[1])
-            values = [within(kept[n], s, y, x) for n, s in zip(step.sources, sources, strict=True)]
-            return Boxes(step.run(*values), y, x)
+            parts = [within(kept[n], s, y, x) for n, s in zip(step.sources, sources, strict=True)]
+            return Boxes(step.run(*parts), y, x)
         down, across = step.windows
         y, x = down.touched(first.y), across.touched(first.x)
         rows, columns = down.needed(y), across.needed(x)
@@ -251,7 +252,7 @@ class Incremental:
         """The nodes after the boxes, as the net has them."""
         values: dict[fx.Node, object] = dict(edges)
 
-        def read(node: fx.Node) -> object:
+        def read(node: fx.Node) -> Any:
             if node in values:
                 return values[node]
             if node in self.plan.kept:
