@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from striate.core.errors import StriateError
+from striate.layers.pooling import GlobalAveragePool
+from striate.nets.mixing import AuxiliaryNet
 from striate.train import fit as module
 from striate.train.devices import mixed
-from striate.train.fit import EVENTS, Interrupted, Stop, fit
+from striate.train.fit import EVENTS, Interrupted, Stop, fit, loss_of
 from striate.train.optimize import one_cycle
 from trials import blobs, same_weights, small_job, small_net
 
@@ -154,6 +156,28 @@ def test_dropout_depends_on_the_place_in_the_run_only() -> None:
         torch.randn(1 + draws)
         fit(job)
     assert same_weights(jobs[0].net, jobs[1].net)
+
+
+def test_auxiliary_classifiers_learn_with_the_net() -> None:
+    torch.manual_seed(0)
+    branch = nn.Sequential(GlobalAveragePool(), nn.Flatten(), nn.Linear(4, 3))
+    stages = [("conv", nn.Conv2d(1, 4, 3)), ("relu", nn.ReLU()), ("flatten", nn.Flatten())]
+    net = AuxiliaryNet(
+        [*stages, ("fc", nn.Linear(144, 3))], auxiliary={"aux1": ("relu", branch)}, weight=0.3,
+        head="fc", in_channels=1, size=8, name="small",
+    )  # fmt: skip
+    job = small_job(net, epochs=1, lr=0.02)
+    images, targets = blobs(96)
+    h = torch.relu(net.conv(images))
+    first = nn.functional.cross_entropy(net.fc(h.flatten(1)), targets)
+    first = first + 0.3 * nn.functional.cross_entropy(branch(h), targets)
+    torch.testing.assert_close(loss_of(job.task, net.train()(images), targets), first)
+    before = copy.deepcopy(net.state_dict())
+    assert fit(job)
+    assert all(not torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    # The validation is of the logits alone.
+    assert job.last_scores is not None
+    assert job.last_scores.top1 == job.state.history[-1]["val_top1"]
 
 
 def test_without_validation() -> None:

@@ -179,7 +179,7 @@ def fit(
             targets = batch.targets.to(place.device, non_blocking=True)
             with place.quiet(forward, not closes):
                 with place.autocast():
-                    loss = task.loss(forward(images), targets)
+                    loss = loss_of(task, forward(images), targets)
                 (loss / group if group > 1 else loss).backward()  # type: ignore[no-untyped-call]
             state.loss += loss.detach()
             state.batch += 1
@@ -244,6 +244,13 @@ def fit(
             return False
     listen("end", job)
     return True
+
+
+def loss_of(task: Task, outputs: Any, targets: Tensor) -> Tensor:
+    """The task's loss in training; auxiliary classifiers add theirs by `outputs.loss`."""
+    added = getattr(outputs, "loss", None)
+    loss: Tensor = task.loss(outputs, targets) if added is None else added(task.loss, targets)
+    return loss
 
 
 def validate(job: Job, stop: Stop) -> dict[str, Any] | None:

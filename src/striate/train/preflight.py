@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from striate.core.errors import StriateError
+from striate.train.fit import loss_of
 
 if TYPE_CHECKING:
     from striate.train.fit import Job
@@ -125,6 +126,7 @@ def trial_loss(job: Job, net: nn.Module, images: Tensor, targets: Tensor) -> tup
     try:
         with torch.no_grad(), job.place.autocast():
             outputs = net(images.contiguous(memory_format=layout))
+            outputs = getattr(outputs, "logits", outputs)  # auxiliary classifiers start as the net's own does
             loss = job.task.loss(outputs, targets)
     except StriateError:
         raise
@@ -170,7 +172,7 @@ def memorise(job: Job, net: nn.Module, images: Tensor, targets: Tensor, seconds:
     for _ in range(40):
         optimizer.zero_grad()
         with job.place.autocast():
-            loss = job.task.loss(net(images), targets)
+            loss = loss_of(job.task, net(images), targets)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]) or losses[-1] < 0.5 * losses[0] or time.monotonic() > end:
             break
