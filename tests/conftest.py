@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# One thread for each of the processes that share the tests; read when PyTorch is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The same examples in every run, and no limit on the time of one: the machine may be busy.
 settings.register_profile("striate", derandomize=True, deadline=None)
 settings.load_profile("striate")
