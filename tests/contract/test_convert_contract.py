@@ -57,7 +57,8 @@ def test_the_dense_form_is_the_classifier(name: str) -> None:
         height, width = net.input_size
         several = form(torch.rand(1, 2, 2 * height, 2 * width + 1))
     assert several.shape[:2] == (1, 3)
-    assert min(several.shape[2:]) >= 2
+    # 33 of 16 pixels: two positions even where the net goes in steps of 32.
+    assert max(several.shape[2:]) >= 2
     assert several.isfinite().all()
     assert form.classes == net.classes
     assert not any(isinstance(module, nn.Linear) for module in form.modules())
@@ -97,5 +98,6 @@ def test_stages_can_go(name: str) -> None:
         assert len(less.stage_names) == len(net.stage_names) - 1
         with torch.no_grad():
             assert less.eval()(pictures(name)).shape == (2, 3)
-        kept = [key for key in less.state_dict() if key.rpartition(".")[0] not in less.redrawn]
-        assert all(torch.equal(less.state_dict()[key], net.state_dict()[key]) for key in kept)
+        found, old = less.state_dict(), net.state_dict()
+        kept = [key for key in found if key.rpartition(".")[0] not in less.redrawn]
+        assert all(torch.equal(found[key], old[key]) for key in kept)

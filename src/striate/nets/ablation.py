@@ -55,7 +55,7 @@ def ablate(net: Net, stages: str | Iterable[str]) -> Ablated:
         raise StriateError(f"{net.head!r} is the head", hint="reset_head(classes) replaces it")
     bare: Net = shadow(net)  # type: ignore[assignment]
     try:
-        redrawn = _fit(bare, [n for n in net.stage_names if n not in removed], _picture(net))
+        redrawn = _fit(_Runner(bare), [n for n in net.stage_names if n not in removed], _picture(net))
     except _Stuck as reason:
         raise StriateError(
             f"without {', '.join(removed)} the rest of {net.name} does not fit: {reason}",
@@ -85,11 +85,12 @@ def removable(net: Net) -> tuple[str, ...]:
     check_chain(net)
     bare: Net = shadow(net)  # type: ignore[assignment]
     names = net.stage_names
+    run = _Runner(bare)
     inputs: list[Tensor] = []
     x = _picture(net)
     for name in names:
         inputs.append(x)
-        x = bare.get_submodule(name)(x)
+        x = run(name, x)
     inputs.append(x)
     found = []
     for place, name in enumerate(names):
@@ -97,7 +98,7 @@ def removable(net: Net) -> tuple[str, ...]:
             continue
         if inputs[place].shape != inputs[place + 1].shape:
             try:
-                _fit(bare, names[place + 1 :], inputs[place])
+                _fit(run, names[place + 1 :], inputs[place], [x.shape for x in inputs[place + 1 :]])
             except _Stuck:
                 continue
         found.append(name)
@@ -134,23 +135,60 @@ def _picture(net: Net) -> Tensor:
     return torch.empty(2, net.in_channels, *net.input_size, device="meta", dtype=kind)
 
 
-def _fit(bare: Net, names: Sequence[str], x: Tensor) -> dict[str, int]:
-    """Run stages on the meta device; which of them need another number of inputs, and how many."""
+class _Runner:
+    """Runs stages on the meta device; equal stages run once for each shape of what they are given."""
+
+    def __init__(self, bare: Net) -> None:
+        self.bare = bare
+        self._forms = {name: _form(bare.get_submodule(name)) for name in bare.stage_names}
+        self._seen: dict[tuple[Any, torch.Size], Tensor] = {}
+
+    def __call__(self, name: str, x: Tensor, module: nn.Module | None = None) -> Tensor:
+        """The output of a stage, or of `module`, which takes its place for this input."""
+        key = (self._forms[name], x.shape)
+        if key not in self._seen:
+            self._seen[key] = (module or self.bare.get_submodule(name))(x)
+        return self._seen[key]
+
+
+def _form(stage: nn.Module) -> Any:
+    """All that a stage's shapes can depend on: kinds, plain values and sizes of weights of all its parts."""
+    plain = (int, float, str, tuple, list, type(None))
+    return tuple(
+        (
+            name,
+            type(part),
+            tuple((key, repr(value)) for key, value in vars(part).items() if isinstance(value, plain)),
+            tuple((key, tuple(t.shape)) for key, t in part.named_parameters(recurse=False)),
+        )
+        for name, part in stage.named_modules()
+    )
+
+
+def _fit(
+    run: _Runner, names: Sequence[str], x: Tensor, usual: Sequence[torch.Size] | None = None
+) -> dict[str, int]:
+    """Run stages on the meta device; which of them need another number of inputs, and how many.
+
+    usual: the shapes that the stages take in the whole net: once one is met, the rest fits as it is.
+    """
     redrawn: dict[str, int] = {}
-    for name in names:
-        module = bare.get_submodule(name)
+    for place, name in enumerate(names):
+        if usual is not None and x.shape == usual[place]:
+            return redrawn
+        module = run.bare.get_submodule(name)
         wants = _takes(module)
         gets = x.shape[-1] if isinstance(module, nn.Linear) else x.shape[1]
         if wants is not None and wants != gets:
             module = _widened(copy.deepcopy(module), gets, name)
             redrawn[name] = gets
         try:
-            x = module(x)
+            x = run(name, x, module)
         except (*FAILURES, StriateError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise _Stuck(f"{name} cannot take {_by(x)} ({reason})" if reason else name) from error
-    if x.shape != (2, bare.classes):
-        raise _Stuck(f"the last stage gives {_by(x)} instead of {bare.classes} logits")
+    if x.shape != (2, run.bare.classes):
+        raise _Stuck(f"the last stage gives {_by(x)} instead of {run.bare.classes} logits")
     return redrawn
 
 
