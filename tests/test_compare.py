@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from striate import cli
 from striate.core.errors import StriateError
-from striate.nets.blocks import blocks
+from striate.nets.blocks import Block, blocks
 from striate.nets.cost import cost
 from striate.nets.drawing import draw
 from striate.nets.net import create_net, skeleton
@@ -98,7 +98,9 @@ def test_equal_stages_are_drawn_once_and_branches_are_shown() -> None:
     kinds = [node.role for node in projected.nodes]
     assert kinds.count("convolution") == 4
     assert [node.stripes for node in projected.nodes if node.role == "join"] == [("activation",)]
-    assert "×5" in draw(skeleton("resnet50", 1000))
+    told = draw(skeleton("resnet50", 1000))
+    assert "res4b–f  ×5" in told
+    assert Block(("a1", "a10"), "sum", "", (1,), (1,)).short_label == "a1–10"
 
 
 def test_an_inception_stage_has_four_lanes() -> None:

@@ -9,7 +9,7 @@ from striate.nets.blocks import Inside, Node
 from striate.nets.svg import STRIPE, front, group, path, polygon, text, width_of
 
 GAP, LANE_GAP, LABEL, END = 32.0, 10.0, 16.0, 8.0
-LEAST, LEAST_HIGH, ROUND, BAR = 5.0, 6.0, 8.0, 7.0
+LEAST, LEAST_HIGH, ROUND, BAR, LANE = 5.0, 6.0, 8.0, 7.0, 18.0
 KIND = 9.5  # the size of the labels' type
 
 
@@ -119,7 +119,7 @@ def _place(spots: list[_Spot], words: Callable[[str], str]) -> tuple[float, floa
     heights = [0.0] * lanes
     for spot in spots:
         label = LABEL if spot.node is not None and _label(spot.node, words) else 0.0
-        heights[spot.lane] = max(heights[spot.lane], spot.high + label, 24.0)
+        heights[spot.lane] = max(heights[spot.lane], max(spot.high, LANE) + label)
     tops = [sum(heights[:lane]) + LANE_GAP * lane for lane in range(lanes)]
     x = 0.0
     for rank in range(max(spot.rank for spot in spots) + 1):
@@ -138,7 +138,7 @@ def _place(spots: list[_Spot], words: Callable[[str], str]) -> tuple[float, floa
         if len(spot.before) > 1 and spot.node is not None and spot.node.text == "concat":
             ys = [spots[source].y for source in spot.before]
             spot.y = (min(ys) + max(ys)) / 2
-            spot.high = max(ys) - min(ys) + 24
+            spot.high = max(ys) - min(ys) + LANE
         elif len(spot.before) == 1 and len(spots[spot.before[0]].after) == 1:
             spot.y = spots[spot.before[0]].y
     return x - GAP, sum(heights) + LANE_GAP * (lanes - 1)
