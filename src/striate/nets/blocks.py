@@ -65,7 +65,7 @@ class Block:
         if len(self.names) == 1:
             return first
         shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-        while shared and first[shared - 1].isdigit():
+        while shared and last[shared : shared + 1].isdigit() and first[shared - 1].isdigit():
             shared -= 1
         return f"{first}–{last[shared:]}"
 
