@@ -21,7 +21,9 @@ COLOURS = (
     "#4f66a8",
 )  # fmt: skip
 # Area, in square points, of the circle of the net with most parameters, and the least area.
-LARGEST, SMALLEST = 2600.0, 14.0
+LARGEST, SMALLEST = 1800.0, 14.0
+# Inches: the width of all, the height of the upper plot.
+WIDE, UPPER = 10.0, 6.2
 
 
 def figure(found: NetComparison) -> Figure:
@@ -32,16 +34,19 @@ def figure(found: NetComparison) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    count = len(found.names)
-    rows = 2 if found.measured else 1
-    heights = [6.0, 1.6 + 0.24 * count][:rows]
-    made = Figure(figsize=(10.0, sum(heights) + 0.4), dpi=DPI, facecolor="white", layout="constrained")
+    low = 1.2 + 0.3 * len(found.names) if found.measured else 0.0
+    high = UPPER + low
+    made = Figure(figsize=(WIDE, high), dpi=DPI, facecolor="white")
     FigureCanvasAgg(made)
-    grid = made.add_gridspec(rows, 2, height_ratios=heights)
-    _accuracy(made.add_subplot(grid[0, :]), found)
+
+    def axes(left: float, bottom: float, wide: float, tall: float) -> Axes:
+        """Axes by inches."""
+        return made.add_axes((left / WIDE, bottom / high, wide / WIDE, tall / high))
+
+    _accuracy(axes(0.75, low + 0.6, WIDE - 0.95, UPPER - 1.05), found)
     if found.measured:
-        _time(made.add_subplot(grid[1, 0]), found)
-        _power(made.add_subplot(grid[1, 1]), found)
+        _time(axes(1.6, 0.6, 4.7, low - 0.95), found)
+        _power(axes(6.6, 0.6, WIDE - 6.8, low - 0.95), found)
     return made
 
 
@@ -86,8 +91,7 @@ def _accuracy(axes: Axes, found: NetComparison) -> None:
     ys = [100 * (found.top1[i] or 0.0) for i in known]
     areas = [max(SMALLEST, LARGEST * found.parameters[i] / most) for i in known]
     if max(xs) / min(xs) > 8:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        _logarithmic(axes)
     names = [found.names[i] for i in known]
     axes.scatter(xs, ys, s=areas, c=[colours[name] for name in names], alpha=0.45, linewidths=0, zorder=2)
     axes.scatter(xs, ys, s=6, c=[colours[name] for name in names], zorder=3)
@@ -100,33 +104,42 @@ def _accuracy(axes: Axes, found: NetComparison) -> None:
 
 def _name(axes: Axes, xs: Sequence[float], ys: Sequence[float], names: Sequence[str]) -> None:
     """Names beside the points: to the right, to the left, above or below, where they cover nothing yet."""
-    axes.figure.canvas.draw()
-    points = axes.transData.transform(list(zip(xs, ys, strict=True)))
+    # In points from the lower left corner of the figure.
     unit = axes.figure.dpi / 72
-    frame = axes.get_window_extent()
-    taken: list[tuple[float, float, float, float]] = [
-        (x - 3 * unit, y - 3 * unit, x + 3 * unit, y + 3 * unit) for x, y in points
-    ]
+    points = axes.transData.transform(list(zip(xs, ys, strict=True))) / unit
+    edges = axes.get_window_extent()
+    frame = (edges.x0 / unit, edges.y0 / unit, edges.x1 / unit, edges.y1 / unit)
+    taken: list[tuple[float, float, float, float]] = [(x - 3, y - 3, x + 3, y + 3) for x, y in points]
     for place in sorted(range(len(names)), key=lambda i: -ys[i]):
-        wide, high = 4.5 * len(names[place]) * unit, 9 * unit
+        wide, high = 4.5 * len(names[place]), 9.0
         x, y = points[place]
         best: tuple[float, float, float] | None = None
         for radius in (5, 11, 18, 26):
             for angle in (0, 180, 90, 270, 35, 145, 325, 215):
                 dx, dy = radius * math.cos(math.radians(angle)), radius * math.sin(math.radians(angle))
-                left = x + dx * unit - (wide if dx < -1 else wide / 2 if abs(dx) <= 1 else 0)
-                box = (left, y + dy * unit - high / 2, left + wide, y + dy * unit + high / 2)
+                left = x + dx - (wide if dx < -1 else wide / 2 if abs(dx) <= 1 else 0)
+                box = (left, y + dy - high / 2, left + wide, y + dy + high / 2)
                 hidden = sum(_overlap(box, other) for other in taken)
-                outside = _overlap(box, (frame.x0, frame.y0, frame.x1, frame.y1)) < 0.999 * wide * high
-                penalty = hidden + radius * 0.2 * unit + (1e6 if outside else 0)
+                outside = _overlap(box, frame) < 0.999 * wide * high
+                penalty = hidden + radius * 0.4 + (1e6 if outside else 0)
                 if best is None or penalty < best[0]:
                     best = (penalty, left, box[1])
         assert best is not None  # there is always a first
         taken.append((best[1], best[2], best[1] + wide, best[2] + high))
         axes.annotate(
-            names[place].replace("$", r"\$"), (xs[place], ys[place]), (best[1], best[2] + 1.5 * unit),
-            xycoords="data", textcoords="figure pixels", fontsize=7.5, color=INK, zorder=4,
+            names[place].replace("$", r"\$"), (xs[place], ys[place]), (best[1] - x, best[2] + 1.5 - y),
+            textcoords="offset points", fontsize=7.5, color=INK, zorder=4,
         )  # fmt: skip
+
+
+def _logarithmic(axes: Axes) -> None:
+    """A logarithmic axis to the right, with 1, 2 and 5 and their powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
@@ -147,8 +160,8 @@ def _key(axes: Axes, most: int) -> None:
         for value in shown
     ]  # fmt: skip
     legend = axes.legend(
-        handles=handles, title="parameters", loc="lower right", frameon=False, labelspacing=1.9,
-        borderpad=1.4, handletextpad=1.6, fontsize=8, title_fontsize=8, labelcolor=SOFT,
+        handles=handles, title="parameters", loc="lower right", frameon=False, labelspacing=3.4,
+        borderpad=1.8, handletextpad=2.4, fontsize=8, title_fontsize=8, labelcolor=SOFT,
     )  # fmt: skip
     legend.get_title().set_color(SOFT)
 
@@ -166,13 +179,14 @@ def _time(axes: Axes, found: NetComparison) -> None:
     several = [1e3 * (value or 0) for value in found.latency_16]
     shade = [colours[name] for name in found.names]
     axes.barh([p + 0.19 for p in places], single, 0.36, color=shade, label="alone", zorder=2)
-    axes.barh([p - 0.19 for p in places], several, 0.36, color=shade, alpha=0.45, label="of 16", zorder=2)
+    light = [_lighter(colour) for colour in shade]
+    axes.barh([p - 0.19 for p in places], several, 0.36, color=light, label="of 16", zorder=2)
     axes.set_yticks(places, [name.replace("$", r"\$") for name in found.names], fontsize=8)
     axes.set_xlabel("milliseconds: alone (dark), in a batch of 16 (light)", color=SOFT)
     if min(single + several) > 0 and max(single + several) / min(single + several) > 30:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        _logarithmic(axes)
     axes.set_ylim(-0.7, len(places) - 0.3)
+    axes.grid(False, axis="y")
 
 
 def _power(axes: Axes, found: NetComparison) -> None:
@@ -195,8 +209,14 @@ def _power(axes: Axes, found: NetComparison) -> None:
         if joules is not None and watts is not None:
             axes.text(watts, place, f" {joules:.3g} J a picture", va="center", fontsize=7.5, color=INK)
     axes.set_yticks(places, [""] * len(places))
-    axes.margins(x=0.3)
+    axes.margins(x=0.45)
     axes.set_ylim(-0.7, len(places) - 0.3)
+    axes.grid(False, axis="y")
+
+
+def _lighter(colour: str) -> str:
+    """A colour half way to white."""
+    return "#" + "".join(f"{(int(colour[i : i + 2], 16) + 255) // 2:02x}" for i in (1, 3, 5))
 
 
 def _wrapped(words: str) -> list[str]:
