@@ -47,10 +47,12 @@ def stage(net: nn.Module, name: str) -> nn.Module:
     Raises:
         StriateError: there is none; near matches and the stages are given.
     """
-    found = places(net)
-    if name not in found:
-        raise unknown("stage", name, getattr(net, "stage_names", None) or found)
-    return found[name]
+    module: nn.Module | None = getattr(net, "tapped", net)
+    for part in name.split("."):
+        module = module._modules.get(part) if module is not None else None
+    if module is None:
+        raise unknown("stage", name, getattr(net, "stage_names", None) or places(net))
+    return module
 
 
 @contextmanager
