@@ -40,6 +40,23 @@ def _cifar(model: str, variant: str, width: int) -> list[tuple[int, int, int, in
     return [*layers, (2 * width, 3, 1, 0), (2 * width, 1, 1, 0)]
 
 
+def _layers(model: str, variant: str, width: int, small: bool) -> list[tuple[int, int, int, int] | None]:
+    """The layers of a model as `_cifar` gives them, or those of the ImageNet model."""
+    if model not in MODELS:
+        raise unknown("model", model, MODELS)
+    if variant not in VARIANTS:
+        raise unknown("variant", variant, VARIANTS)
+    if small:
+        return _cifar("C" if model == "auto" else model, variant, width)
+    if model in ("auto", "B") and variant == "all":
+        return [(maps * width // 96, kernel, stride, padding) for maps, kernel, stride, padding in IMAGENET]
+    raise StriateError(
+        f"model is {model!r} and variant {variant!r} for pictures of more than 64 pixels",
+        allowed="model B, variant 'all'",
+        hint="leave both out, or give size=64 or less",
+    )
+
+
 @NETS.register(
     paper="arXiv:1412.6806, tables 1, 2 and 6",
     family="allcnn", size=32, small=True, min_size=9, quick={"width": 16},
@@ -71,25 +88,11 @@ def allcnn(
         StriateError: an unknown model or variant, width outside of 4 to 384, a rate outside of 0 to 0.99, or
             another model or variant for large pictures than the paper's.
     """
-    if model not in MODELS:
-        raise unknown("model", model, MODELS)
-    if variant not in VARIANTS:
-        raise unknown("variant", variant, VARIANTS)
     check_range("width", width, 4, 384)
     check_range("dropout", dropout, 0, 0.99)
     check_range("input_dropout", input_dropout, 0, 0.99)
-    stages: Stages = []
-    if is_small(size):
-        stages.append(("drop0", nn.Dropout(input_dropout)))
-        layers = _cifar("C" if model == "auto" else model, variant, width)
-    elif model in ("auto", "B") and variant == "all":
-        layers = [(maps * width // 96, kernel, stride, padding) for maps, kernel, stride, padding in IMAGENET]
-    else:
-        raise StriateError(
-            f"model is {model!r} and variant {variant!r} for pictures of more than 64 pixels",
-            allowed="model B, variant 'all'",
-            hint="leave both out, or give size=64 or less",
-        )
+    layers = _layers(model, variant, width, is_small(size))
+    stages: Stages = [("drop0", nn.Dropout(input_dropout))] if is_small(size) else []
     channels, number, group = in_channels, 0, 0
     for layer in layers:
         if layer is None:
