@@ -19,6 +19,7 @@ from striate.core.errors import StriateError
 from striate.train.devices import Place, mixed
 from striate.train.optimize import SCHEDULES, Plan, WeightAverage, clip_gradients, set_rate
 from striate.train.recipe import Recipe
+from striate.train.resizing import parse_steps, shrink, side_at
 
 if TYPE_CHECKING:
     from striate.data.loaders import Loader
@@ -157,7 +158,7 @@ def fit(
     recipe, state, place, net, task = job.recipe, job.state, job.place, job.net, job.task
     memory = torch.channels_last if recipe.channels_last else torch.contiguous_format
     forward = place.parallel(net)
-    stop = stop or Stop()
+    stop, sizes = stop or Stop(), parse_steps(recipe.progressive)
     # Apple's devices have no float64.
     state.loss = state.loss.to(place.device, torch.float32 if place.device.type == "mps" else torch.float64)
     saved = job.counted = time.monotonic()
@@ -167,7 +168,7 @@ def fit(
         forward.train()
         job.began, job.first, job.waited = time.monotonic(), state.batch, job.train.waited
         listen("epoch-start", job)
-        batches = len(job.train)
+        batches, side = len(job.train), side_at(sizes, state.epoch, recipe.epochs)
         for batch in job.train.batches(state.epoch, start=state.batch) if state.batch < batches else ():
             # Dropout and the like depend on the place in the run only.
             torch.manual_seed(mixed(recipe.seed, state.epoch, state.batch, place.rank))
@@ -175,7 +176,7 @@ def fit(
             group = min(recipe.accumulate, batches - group_start)
             closes = state.batch + 1 == group_start + group
 
-            images = batch.images.to(place.device, memory_format=memory, non_blocking=True)
+            images = shrink(batch.images.to(place.device, memory_format=memory, non_blocking=True), side)
             targets = batch.targets.to(place.device, non_blocking=True)
             with place.quiet(forward, not closes):
                 with place.autocast():

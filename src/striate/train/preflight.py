@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from striate.core.errors import StriateError
 from striate.train.fit import loss_of
+from striate.train.resizing import parse_steps, shrink
 
 if TYPE_CHECKING:
     from striate.train.fit import Job
@@ -48,6 +49,8 @@ def preflight(job: Job, folder: Path | None, *, seconds: float = 1.5) -> list[st
         loss, outputs = trial_loss(job, trial, images, targets)
         took = time.monotonic() - began
         warnings += check_loss(job, loss, outputs)
+        for side, _ in parse_steps(job.recipe.progressive)[:1]:
+            trial_loss(job, trial, shrink(images, side), targets)
         if 20 * took < seconds:
             warnings += memorise(job, trial, images[:16], targets[:16], seconds)
     return warnings

@@ -8,6 +8,7 @@ from typing import Any
 
 from striate.core.errors import StriateError, unknown
 from striate.core.settings import check, setting
+from striate.train.resizing import parse_steps
 
 # Settings that change no bit of the result: a resumed run may be given others.
 FREE = ("workers", "checkpoint_every", "preflight")
@@ -43,6 +44,10 @@ class Recipe:
     )
     augment: str = setting(
         "auto", help="Augmentation such as 'pad-crop(4)+flip' ('striate list augmentations'), none or auto."
+    )
+    progressive: str = setting(
+        "",
+        help="Smaller images first: 'SIZE@PART', the shorter side until that part of the run (24@0.5).",
     )
     val: float = setting(
         0.1, help="Part of the training images held out for validation, 0 to 0.9.", minimum=0.0, maximum=0.9
@@ -150,6 +155,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check(self)
+        parse_steps(self.progressive)
         for name in ("betas", "milestones"):
             values = getattr(self, name)
             if any(not 0.0 <= value < 1.0 for value in values):

@@ -23,6 +23,7 @@ from striate.train.devices import Place, mixed
 from striate.train.fit import Job
 from striate.train.optimize import OPTIMIZERS, SCHEDULES, Plan, WeightAverage, build_optimizer
 from striate.train.recipe import Recipe, auto_augment, auto_batch, auto_net, auto_rate, auto_size
+from striate.train.resizing import check_steps
 from striate.train.whiten import whiten
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
@@ -100,6 +101,7 @@ def prepare(
             f"a batch of {recipe.batch} cannot be shared by {place.world} processes",
             hint=f"give --batch a multiple of {place.world}",
         )
+    check_steps(recipe, dataset.kind)
     torch.manual_seed(mixed(recipe.seed, 1))
     task = make_task(
         dataset, name=recipe.task, label_smoothing=recipe.label_smoothing, class_weights=recipe.class_weights
