@@ -161,6 +161,17 @@ def cosine(step: int, plan: Plan, scores: Sequence[float]) -> float:
     raise AssertionError("unreachable")
 
 
+@SCHEDULES.register("linear")
+def linear(step: int, plan: Plan, scores: Sequence[float]) -> float:
+    """A straight rise over the warm-up, then a straight line down to 0 just after the last step.
+
+    Source: Defazio et al. 2023, arXiv:2310.07831, section 2: the last steps count, and so do the middle ones.
+    """
+    if step < plan.warmup:
+        return rising(step, plan)
+    return max(0.0, (plan.steps - step) / max(plan.steps - plan.warmup, 1e-9))
+
+
 @SCHEDULES.register("one-cycle")
 def one_cycle(step: int, plan: Plan, scores: Sequence[float]) -> float:
     """Half a cosine from 1/25 up to the rate over the warm-up, and half a cosine down to 1/10000 of it.
