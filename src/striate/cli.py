@@ -133,8 +133,8 @@ def visualize(
     picture = run(method, load(model), images or None, **(options or {}))
     path = picture.save(out or f"{method}.png")
     return Answer(
-        [f"{picture.title}: {path}", *([picture.note] if picture.note else [])],
-        {"method": method, "path": str(path), "title": picture.title, "note": picture.note},
+        [f"{picture.title}: {path}", *picture.lines()],
+        {**picture.brief(), "path": str(path)},
     )
 
 

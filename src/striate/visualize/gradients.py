@@ -57,6 +57,10 @@ class Attribution(Method):
     def attribute(self, model: Model, view: Pixels, target: int | None) -> Found:
         """What the method finds for one view; None takes the predicted class."""
 
+    def relevance(self, model: Model, view: Pixels, target: int) -> Array:
+        """How much each pixel speaks for a class (H, W): the map."""
+        return self.reduce(self.attribute(model, view, target), view)
+
     def reduce(self, one: Found, view: Pixels) -> Array:
         """The map (H, W) that is shown, from the values (C, H, W)."""
         return reduce_channels(one.values, signed=self.signed)

@@ -32,8 +32,7 @@ def figure(picture: Picture) -> Figure:
     height = cell * tall / wide + (LINE * 1.15 if captioned else 0.0)
     gap = 0.04 * cell + 0.02
     width = max(columns * (cell + gap), 5.0)
-    note = textwrap.wrap(picture.note, int(width * 15.5))
-    title = textwrap.wrap(picture.title, int(width * 11))
+    note, title = wrapped(picture.note, width, TEXT), wrapped(picture.title, width, TITLE)
     top, bottom = 0.15 + 0.21 * len(title), 0.12 + LINE * len(note)
     total = top + rows * (height + gap) + bottom
     made = Figure(figsize=(width, total), dpi=DPI, facecolor="white")
@@ -53,11 +52,9 @@ def figure(picture: Picture) -> Figure:
         if panel.caption:
             letters = max(4, int(cell * 72 / (0.55 * SMALL_TEXT)))
             text = textwrap.shorten(panel.caption, letters, placeholder="…") or panel.caption[:letters]
-            axes.set_title(_plain(text), fontsize=SMALL_TEXT, pad=2)
-    made.text(0.5, 1 - 0.08 / total, _plain("\n".join(title)), ha="center", va="top", fontsize=TITLE)
-    made.text(
-        0.5, 0.06 / total, _plain("\n".join(note)), ha="center", va="bottom", fontsize=TEXT, color="0.3"
-    )
+            axes.set_title(plain(text), fontsize=SMALL_TEXT, pad=2)
+    made.text(0.5, 1 - 0.08 / total, plain("\n".join(title)), ha="center", va="top", fontsize=TITLE)
+    made.text(0.5, 0.06 / total, plain("\n".join(note)), ha="center", va="bottom", fontsize=TEXT, color="0.3")
     return made
 
 
@@ -69,10 +66,15 @@ def drawn(picture: Picture, kind: str) -> bytes:
     # matplotlib dates its files and draws identifiers at random unless told otherwise.
     with rc_context({"svg.hashsalt": "striate"}):
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure(picture).savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
+        picture.figure().savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
     return buffer.getvalue()
 
 
-def _plain(text: str) -> str:
+def wrapped(text: str, width: float, size: int) -> list[str]:
+    """`text` in lines of `width` inches at a font of `size` points."""
+    return textwrap.wrap(text, int(width * 122 / size))
+
+
+def plain(text: str) -> str:
     """Class names may hold dollar signs: they are no formulas."""
     return text.replace("$", r"\$")

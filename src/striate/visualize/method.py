@@ -110,6 +110,14 @@ class Picture(Result):
             },
         }
 
+    def lines(self) -> list[str]:
+        """What there is to say of the picture."""
+        return [self.note] if self.note else []
+
+    def brief(self) -> dict[str, Any]:
+        """Plain JSON values without arrays."""
+        return {"method": self.method, "title": self.title, "note": self.note}
+
     def _drawn(self, kind: str) -> bytes:
         from striate.visualize.layout import drawn
 

@@ -49,6 +49,17 @@ def run(model: Model, x: Tensor) -> Tensor:
     return outputs
 
 
+def must_have_rivals(model: Model, method: str) -> None:
+    """Raise StriateError where the net knows a single class, whose probability is 1 whatever it sees."""
+    if len(model.classes) == 1:
+        both = model.task.posterior(torch.tensor([[-1.0], [1.0]]))
+        if bool(both[0, 0] == both[1, 0]):
+            raise StriateError(
+                f"{method} has no meaning for a net of one class: its probability is always 1",
+                hint="saliency and grad-cam follow the class's score instead",
+            )
+
+
 def choose(outputs: Tensor, target: int | None, classes: Sequence[str]) -> Score:
     """The score to explain from one image's outputs (K,) or (K, h, w); None takes the predicted class.
 
