@@ -19,7 +19,7 @@ from striate.data.formats import open_data
 from striate.data.samples import Dataset
 from striate.train.checkpoint import LAST
 from striate.train.devices import Place, place, threads
-from striate.train.fit import Interrupted, Stop, fit
+from striate.train.fit import Interrupted, Job, Listen, Stop, fit
 from striate.train.preflight import preflight
 from striate.train.progress import Progress
 from striate.train.recipe import FREE, Recipe
@@ -51,6 +51,7 @@ def train(
     resume: bool | str | os.PathLike[str] = False,
     progress: bool = True,
     given: Collection[str] | None = None,
+    watch: Listen | None = None,
     **changes: Any,
 ) -> Run:
     """Train a network and leave a run folder with its model.
@@ -61,6 +62,7 @@ def train(
     folder named. On the CPU the result has the same bytes as if the run had never stopped; a larger `epochs`
     extends a run, with the learning-rate schedule of the new length from there on. When resuming, only the
     settings named in `given` (None: all of `recipe`, or else `changes`) are compared with the run's.
+    watch: told each event of the loop after it was written down; what it raises ends the run there.
 
     Raises:
         StriateError: anything in data, settings or folder that the user can mend.
@@ -73,10 +75,10 @@ def train(
     named = None if named is None else named | set(changes)
     with place(*where(data, wanted, named, out, resume)) as here:
         start = on_first(here, lambda: begin(data, wanted, named, out, resume))
-        return _train(data, start, here, progress and here.first)
+        return _train(data, start, here, progress and here.first, watch)
 
 
-def _train(data: Any, start: Start, here: Place, progress: bool) -> Run:
+def _train(data: Any, start: Start, here: Place, progress: bool, watch: Listen | None = None) -> Run:
     """Train from a `Start` to the finished model."""
     written = start.written or {}
     count = written.get("recipe", {}).get("threads") or start.asked.threads
@@ -101,10 +103,22 @@ def _train(data: Any, start: Start, here: Place, progress: bool) -> Run:
             writer.restore()
         writer.note(warnings)
         with Stop().listening() as stop:
-            done = fit(setup.job, writer.listen, due=show.due, stop=stop)
+            done = fit(setup.job, after(writer.listen, watch), due=show.due, stop=stop)
     if not done:
         raise Interrupted(stop.number or 15, str(start.folder))
     return writer.run
+
+
+def after(first: Listen, second: Listen | None) -> Listen:
+    """A listener that tells both, one after the other."""
+    if second is None:
+        return first
+
+    def both(event: str, job: Job) -> None:
+        first(event, job)
+        second(event, job)
+
+    return both
 
 
 def rehearse(
