@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -47,6 +48,8 @@ class Reader:
         self.seed, self.train = seed, train
         self.has_masks = split.targets is None and split.masks is not None
         self.bad: dict[int, str] = {}
+        # An image is decoded whole once, which finds any damage; then only as far down as it is looked at.
+        self._sound = np.zeros(len(split), dtype=np.bool_)
         self._order: tuple[int, Integers] = (-1, np.arange(len(split)))
 
     def order(self, epoch: int) -> Integers:
@@ -83,15 +86,31 @@ class Reader:
     ) -> tuple[Bytes, NDArray[np.int32] | None]:
         """View and mask (None without masks) of one sample; raises BadImage."""
         preprocess, pipeline = self.preprocess, self.pipeline
+        partly = self.train and pipeline.crops and self._sound[number] and not self.has_masks
         image = self.split.image(
-            number, at_least=pipeline.at_least(u, preprocess), channels=preprocess.channels
+            number,
+            at_least=pipeline.at_least(u, preprocess),
+            channels=preprocess.channels,
+            rows=(lambda *size: self._rows(size, u, frame)) if partly else None,
         )
+        self._sound[number] = True
         mask = self.split.mask(number) if self.has_masks else None
         view = pipeline.view(image, u, preprocess, frame)
         if mask is not None:
             height, width = image.shape[:2]
             mask = pipeline.mask_view(mask, u, preprocess, (height, width), frame)
         return view, mask
+
+    def _rows(self, size: tuple[int, int], u: NDArray[np.float64], frame: NDArray[np.float64] | None) -> int:
+        """How many upper rows of an image of this height and width the view is made of."""
+        height, width = size
+        view = self.preprocess.view_size(height, width)
+        (_, slant, _), (other, scale, shift), _ = self.pipeline.matrix(
+            u, height, width, self.preprocess, frame
+        ).tolist()
+        if slant or other or not scale or self.preprocess.interpolation != "bilinear":
+            return height
+        return min(height, math.ceil(max(-shift / scale, (view[0] - shift) / scale)) + 1)
 
     def read(
         self,

@@ -21,6 +21,7 @@ from striate.data.classes import match_class, renumber
 from striate.data.pools import ArrayPool, Integers, Pool
 from striate.images.colour import to_uint8
 from striate.images.decode import decode, decode_index, header
+from striate.images.jpeg import Rows
 
 KINDS = ("classification", "multi-label", "segmentation")
 HEADER_SAMPLE = 64
@@ -94,8 +95,10 @@ class Split:
         """The encoded bytes of image `index`; raises BadImage."""
         return self.pool.read(int(self.rows[index]))
 
-    def image(self, index: int, *, at_least: int | None = None, channels: int = 3) -> NDArray[np.uint8]:
-        """Image `index` as (H, W, channels) uint8; `at_least` as in `images.decode.decode`.
+    def image(
+        self, index: int, *, at_least: int | None = None, channels: int = 3, rows: Rows | None = None
+    ) -> NDArray[np.uint8]:
+        """Image `index` as (H, W, channels) uint8; `at_least` and `rows` as in `images.decode.decode`.
 
         Raises:
             BadImage: it cannot be decoded; the text begins with its name.
@@ -104,7 +107,7 @@ class Split:
         if self.pool.pictures is not None:
             return to_uint8(self.pool.pictures[row], channels)
         try:
-            return decode(self.pool.read(row), at_least=at_least, channels=channels)
+            return decode(self.pool.read(row), at_least=at_least, channels=channels, rows=rows)
         except BadImage as error:
             raise _named(self.pool.names[row], error) from error
 

@@ -25,23 +25,10 @@ ROWS, TILE_WIDTH, TILE_HEIGHT = 278, 322, 323
 TIFF_TAGS = frozenset(
     (254, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325)
 ) | frozenset((332, 338, 339, 347, 512, 513, 514, 515, 519, 520, 521, 529, 530, 531, 532))
-TIFF_TYPES = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    16: 8,
-    17: 8,
-    18: 8,
+TIFF_TYPES = {  # type -> bytes
+    kind: size
+    for size, kinds in {1: (1, 2, 6, 7), 2: (3, 8), 4: (4, 9, 11, 13), 8: (5, 10, 12, 16, 17, 18)}.items()
+    for kind in kinds
 }
 PNG_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
 
@@ -56,6 +43,7 @@ class Declared:
 
     `channels` is 1 where the file holds grey only, else 3; `bits` is the sample depth; `working` is the
     decoder's own memory in bytes beside the file and the answer; `clean` gives the bytes to decode.
+    `rows_at` is where a JPEG of one scan keeps its height, 0 in other files; `lines`: of a row of its blocks.
     """
 
     format: str
@@ -67,6 +55,8 @@ class Declared:
     working: int = 0
     cmyk: bool = False
     clean: Callable[[], io.BytesIO] | None = None
+    rows_at: int = 0
+    lines: int = 8
 
 
 def declared(data: bytes) -> Declared:
@@ -147,7 +137,8 @@ def _jpeg_frame(data: bytes, place: int, marker: int, orientation: int) -> Decla
     coefficients = 2 * pixels * sum(areas) // max(areas) if marker == 0xC2 or scans > 1 else 0
     working = coefficients + (4 * pixels if parts == 4 else 0)
     channels = 1 if parts == 1 else 3
-    return Declared("JPEG", width, height, channels, orientation, bits, working, parts == 4)
+    plain = (place + 5 if whole else 0, 8 * max(s & 15 for s in sampling))
+    return Declared("JPEG", width, height, channels, orientation, bits, working, parts == 4, None, *plain)
 
 
 def _first_scan(data: bytes, place: int) -> int:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
 from PIL import Image
 
 from striate.core.errors import BadImage, StriateError
 from striate.images.colour import to_uint8
 from striate.images.containers import Declared, Malformed, declared
+from striate.images.jpeg import Rows, decode_jpeg, reduction
 from striate.images.pnm import decode_pnm
 from striate.images.rasters import STRIP, hush, open_picture, to_array
 
@@ -24,10 +23,6 @@ Source = bytes | str | os.PathLike[str]
 Bytes = npt.NDArray[np.uint8]
 
 MAX_SIDE = 65_535  # JPEG's own limit; keeps one row of any decoder small
-# libjpeg's complaints that leave the picture whole, if the file also has its end mark.
-_HARMLESS = re.compile(
-    "extraneous bytes before marker|Invalid SOS parameters|Unknown Adobe color|Unsupported JFIF"
-)
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,12 @@ def header(source: Source, limits: Limits = DEFAULT_LIMITS) -> Header:
 
 
 def decode(
-    source: Source, *, at_least: int | None = None, channels: int = 3, limits: Limits = DEFAULT_LIMITS
+    source: Source,
+    *,
+    at_least: int | None = None,
+    channels: int = 3,
+    limits: Limits = DEFAULT_LIMITS,
+    rows: Rows | None = None,
 ) -> Bytes:
     """Decode an image file to uint8 (H, W, channels), contiguous, with EXIF orientation applied.
 
@@ -86,11 +86,11 @@ def decode(
     info = _declared(data, name, limits, channels, at_least)
     try:
         if info.format == "JPEG" and not info.cmyk:
-            pixels = _decode_jpeg(data, info, at_least, channels)
+            pixels = decode_jpeg(data, info, reduction(info, at_least), channels, rows)
         elif info.format == "PPM":
             pixels = to_uint8(decode_pnm(data, info), channels)
         else:
-            pixels = to_array(open_picture(data, info, _reduction(info, at_least)), channels)
+            pixels = to_array(open_picture(data, info, reduction(info, at_least)), channels)
     except Exception as error:  # decoders raise anything on hostile input: struct, zlib, Syntax, MemoryError
         raise _refused(name, info, error) from error
     return _own(_orient(pixels, info.orientation))
@@ -221,7 +221,7 @@ def _declared(data: bytes, name: str, limits: Limits, channels: int, at_least: i
     if pixels > limits.max_pixels:
         raise BadImage(size, allowed=f"at most {limits.max_pixels:,} pixels", hint="scale it down first")
     # A turned picture is copied once more, after the decoder's memory is free again.
-    answer = pixels * channels if at_least is None else pixels * channels // _reduction(info, at_least) ** 2
+    answer = pixels * channels if at_least is None else pixels * channels // reduction(info, at_least) ** 2
     strip = 16 * min(pixels, STRIP) if info.format != "JPEG" or info.cmyk else 0
     memory = len(data) + answer + max(info.working + strip, answer if info.orientation > 1 else 0)
     if memory > limits.max_memory:
@@ -241,32 +241,9 @@ def _refused(name: str, info: Declared, error: Exception) -> BadImage:
     return BadImage(f"cannot decode {name} as {info.format} ({reason or type(error).__name__})", hint=_HINT)
 
 
-def _reduction(info: Declared, at_least: int | None) -> int:
-    """The largest of 1, 2, 4, 8 by which a JPEG can shrink with its shorter side still `at_least`."""
-    if at_least is None or info.format != "JPEG":
-        return 1
-    shorter = min(info.width, info.height)
-    return next((n for n in (8, 4, 2) if -(-shorter // n) >= at_least), 1)
-
-
 def _own(pixels: npt.NDArray[Any]) -> Bytes:
     """`pixels` contiguous and writable."""
     return np.require(pixels, np.uint8, ["C", "W"])
-
-
-def _decode_jpeg(data: bytes, info: Declared, at_least: int | None, channels: int) -> Bytes:
-    n = _reduction(info, at_least)
-    # libjpeg takes its smallest scale k/8 that keeps these sides; rounding up makes that exactly 1/n.
-    wanted = {"min_height": -(-info.height // n), "min_width": -(-info.width // n)} if n > 1 else {}
-    colours = "RGB" if channels == 3 else "GRAY"
-    try:
-        pixels = simplejpeg.decode_jpeg(data, colorspace=colours, **wanted)
-    except ValueError as error:
-        whole = data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") > 0
-        if not (whole and _HARMLESS.search(str(error))):
-            raise
-        pixels = simplejpeg.decode_jpeg(data, colorspace=colours, strict=False, **wanted)
-    return cast(Bytes, pixels)
 
 
 def _from_pil(picture: Image.Image, channels: int) -> Bytes:
