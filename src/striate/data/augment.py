@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +11,30 @@ from numpy.typing import ArrayLike, NDArray
 
 from striate.core.errors import StriateError
 from striate.data import philox
-from striate.data.augmentations import AUGMENTATIONS, Augmentation, Colour, Crop, Floats, Geometry, build
+from striate.data.augment_batch import gather, whole_pixels
+from striate.data.augment_text import name_of, steps_of, written
+from striate.data.augmentations import (
+    AUGMENTATIONS,
+    Augmentation,
+    Bend,
+    Colour,
+    Crop,
+    Floats,
+    Geometry,
+    Mixer,
+    Moving,
+    Repeats,
+)
 from striate.data.pools import IGNORE
 from striate.data.preprocess import Preprocess
+from striate.data.samples import Split
 from striate.images import geometry
+from striate.images.remap import centres, remap
 
 __all__ = ["AUGMENTATIONS", "NONE", "Pipeline", "parse"]
 
-_CORNERS = [0, 1, 2, 1, 2, 3, 0, 3]
-_STEP = re.compile(r"\s*([A-Za-z][\w-]*)\s*(?:\(([^()]*)\))?\s*")
+EDGE = 16
+"""Points along each edge of a box that is bent."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +44,19 @@ class Pipeline:
     A sample's numbers are a row `u` of `draw`; the same row moves its image, its mask and its boxes alike.
 
     Raises:
-        StriateError: two crops, or two different borders: all geometry is one warp.
+        StriateError: two crops, two repeats, or two different borders: all geometry is one warp.
     """
 
     steps: tuple[Augmentation, ...] = ()
 
     def __post_init__(self) -> None:
         crops = [step for step in self.steps if isinstance(step, Crop)]
-        borders = {step.border for step in self.steps if isinstance(step, Geometry) and step.border}
+        moving = [step for step in self.steps if isinstance(step, Moving)]
+        borders = {step.border for step in moving if step.border}
+        fallbacks = [step.fallback for step in moving if step.fallback]
+        repeats = [step.times for step in self.steps if isinstance(step, Repeats)]
+        if len(repeats) > 1:
+            raise StriateError(f"{len(repeats)} repeats in {self.text!r}", allowed="one")
         if len(crops) > 1:
             raise StriateError(
                 f"{len(crops)} crops in {self.text!r}", allowed="one: a crop chooses the whole view"
@@ -52,19 +71,25 @@ class Pipeline:
             places.append(slice(start, start + step.draws))
             start += step.draws
         object.__setattr__(self, "draws", start)
-        object.__setattr__(self, "_border", next(iter(borders), None))
+        object.__setattr__(self, "_border", next(iter([*borders, *fallbacks]), None))
         pairs = list(zip(self.steps, places, strict=True))
         object.__setattr__(self, "_places", pairs)
         object.__setattr__(self, "_crop", next((p for p in pairs if isinstance(p[0], Crop)), None))
-        object.__setattr__(self, "_geometry", [p for p in pairs if isinstance(p[0], Geometry)])
+        object.__setattr__(self, "_moving", [p for p in pairs if isinstance(p[0], (Geometry, Bend))])
+        object.__setattr__(self, "_bends", any(isinstance(step, Bend) for step in moving))
         object.__setattr__(self, "_colour", [p for p in pairs if isinstance(p[0], Colour)])
+        object.__setattr__(self, "mixers", tuple(step for step in self.steps if isinstance(step, Mixer)))
+        object.__setattr__(self, "times", repeats[0] if repeats else 1)
 
     draws: int = dataclasses.field(init=False, repr=False, compare=False)
     _places: list[tuple[Augmentation, slice]] = dataclasses.field(init=False, repr=False, compare=False)
     _border: str | None = dataclasses.field(init=False, repr=False, compare=False)
     _crop: tuple[Crop, slice] | None = dataclasses.field(init=False, repr=False, compare=False)
-    _geometry: list[tuple[Geometry, slice]] = dataclasses.field(init=False, repr=False, compare=False)
+    _moving: list[tuple[Geometry | Bend, slice]] = dataclasses.field(init=False, repr=False, compare=False)
+    _bends: bool = dataclasses.field(init=False, repr=False, compare=False)
     _colour: list[tuple[Colour, slice]] = dataclasses.field(init=False, repr=False, compare=False)
+    mixers: tuple[Mixer, ...] = dataclasses.field(init=False, repr=False, compare=False)
+    times: int = dataclasses.field(init=False, repr=False, compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.steps)
@@ -75,11 +100,11 @@ class Pipeline:
     @property
     def text(self) -> str:
         """The written form; `parse` takes it back."""
-        return "+".join(_unparse(step) for step in self.steps) or "none"
+        return "+".join(written(step) for step in self.steps) or "none"
 
     def describe(self) -> str:
         """One line for each augmentation: its written form and what it does."""
-        lines = [f"{_unparse(step)}: {AUGMENTATIONS.entry(_name(step)).summary}" for step in self.steps]
+        lines = [f"{written(step)}: {AUGMENTATIONS.entry(name_of(step)).summary}" for step in self.steps]
         return "\n".join(lines) or "none"
 
     @property
@@ -87,10 +112,25 @@ class Pipeline:
         """Whether a crop chooses the box of the image that is seen."""
         return self._crop is not None
 
+    def fitted(self, split: Split, preprocess: Preprocess) -> Pipeline:
+        """The same with what its steps take from the training images, where they take anything."""
+        steps = tuple(step.fitted(split, preprocess) for step in self.steps)
+        return self if all(a is b for a, b in zip(steps, self.steps, strict=True)) else Pipeline(steps)
+
     # ------------------------------------------------------------------ drawing
 
-    def draw(self, seed: int, epoch: int, numbers: ArrayLike) -> Floats:
-        """The numbers of these samples, (N, draws) in (0, 1): row i from (seed, epoch, numbers[i])."""
+    def order(self, seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+        """The sample numbers of a training epoch, (count,): a permutation; with repeats, the first of it."""
+        return philox.permutation(seed, epoch, count).repeat(self.times)[:count]
+
+    def draw(self, seed: int, epoch: int, numbers: ArrayLike, first: int = 0) -> Floats:
+        """The numbers of these samples, (N, draws) in (0, 1): row i from (seed, epoch, numbers[i]).
+
+        first: the place of the first of them in the epoch's order: repeats of an image differ.
+        """
+        numbers = np.asarray(numbers, dtype=np.int64).reshape(-1)
+        if self.times > 1:
+            numbers = numbers + ((np.arange(first, first + len(numbers)) % self.times) << 40)
         u = philox.uniforms(seed, epoch, numbers, self.draws)
         places = [place for step, place in self._places if step.alternates]
         if places:
@@ -104,14 +144,18 @@ class Pipeline:
         if self._crop is None or preprocess.size is None:
             return preprocess.at_least()
         crop, place = self._crop
-        return max(1, int(np.ceil(max(preprocess.size) / crop.shrink(u[place]))))
+        return crop.at_least(u[place], preprocess.size)
 
     # ------------------------------------------------------------------ geometry
 
     def frames(self, u: Floats, height: int, width: int) -> Floats | None:
-        """(N, 3, 3) maps from old to new coordinates (x, y) of views of this size; None without geometry."""
+        """(N, 3, 3) maps from old to new coordinates (x, y) of views of this size; None without one.
+
+        There is none without geometry, nor with a bend.
+        """
         whole: Floats | None = None
-        for step, place in self._geometry:
+        for step, place in () if self._bends else self._moving:
+            assert isinstance(step, Geometry)
             found = step.matrices(u[:, place], height, width)
             whole = found if whole is None else found @ whole
         return whole
@@ -119,20 +163,50 @@ class Pipeline:
     def matrix(
         self, u: Floats, height: int, width: int, preprocess: Preprocess, frame: Floats | None = None
     ) -> Floats:
-        """The 3x3 map from an image of this height and width to its view, for one row `u`.
+        """The 3x3 map from an image of this height and width to its view, for one row `u`; without bends.
 
         frame: the sample's row of `frames` for views of this size, where it is known already.
         """
+        whole = self._framed(u, height, width, preprocess)
+        if frame is not None:
+            return frame @ whole
         size = preprocess.view_size(height, width)
+        for step, place in self._moving:
+            if isinstance(step, Geometry):
+                whole = step.matrices(u[None, place], *size)[0] @ whole
+        return whole
+
+    def sources(self, u: Floats, height: int, width: int, preprocess: Preprocess) -> Floats:
+        """The points (h, w, 2), in (x, y), of an image of this height and width that its view shows."""
+        size = preprocess.view_size(height, width)
+        points = centres(size)
+        for step, place in reversed(self._moving):
+            if isinstance(step, Bend):
+                points = step.sources(points, u[place], *size)
+            else:
+                points = _moved(points, np.linalg.inv(step.matrices(u[None, place], *size)[0]))
+        return _moved(points, np.linalg.inv(self._framed(u, height, width, preprocess)))
+
+    def places(
+        self, points: ArrayLike, u: Floats, image_size: tuple[int, int], preprocess: Preprocess
+    ) -> Floats:
+        """Where points (..., 2) of an image, in (x, y), come to lie in its view."""
+        size = preprocess.view_size(*image_size)
+        found = _moved(np.asarray(points, dtype=np.float64), self._framed(u, *image_size, preprocess))
+        for step, place in self._moving:
+            if isinstance(step, Bend):
+                found = step.places(found, u[place], *size)
+            else:
+                found = _moved(found, step.matrices(u[None, place], *size)[0])
+        return found
+
+    def _framed(self, u: Floats, height: int, width: int, preprocess: Preprocess) -> Floats:
+        """The map from an image to its view before anything else moves it."""
         if self._crop is None:
-            whole = preprocess.matrix(height, width)
-        else:
-            crop, place = self._crop
-            whole = geometry.crop_resize(crop.box(u[place], height, width, size), size)
-        if frame is None and self._geometry:
-            frames = self.frames(u[None], *size)
-            frame = None if frames is None else frames[0]
-        return whole if frame is None else frame @ whole
+            return preprocess.matrix(height, width)
+        crop, place = self._crop
+        size = preprocess.view_size(height, width)
+        return geometry.crop_resize(crop.box(u[place], height, width, size), size)
 
     def border(self, preprocess: Preprocess) -> str:
         """What is seen beyond the image: "reflect", "edge" or "constant" (the mean colour; 255 in a mask)."""
@@ -146,24 +220,28 @@ class Pipeline:
         self, image: NDArray[np.uint8], u: Floats, preprocess: Preprocess, frame: Floats | None = None
     ) -> NDArray[np.uint8]:
         """What the net sees of an image in training: (H, W, C) uint8 -> (h, w, C); `frame` as in `matrix`."""
-        if self._crop is None and not self._geometry:
-            seen = preprocess.view(image)
-        else:
-            height, width = image.shape[:2]
-            seen = geometry.warp(
-                image,
-                self.matrix(u, height, width, preprocess, frame),
-                preprocess.view_size(height, width),
-                interpolation=preprocess.interpolation,
-                border=self.border(preprocess),
-                fill=preprocess.fill,
-            )
-        return self.change_colour(seen, u)
+        return self.change_colour(self.moved(image, u, preprocess, frame), u, preprocess)
 
-    def change_colour(self, image: NDArray[np.uint8], u: Floats) -> NDArray[np.uint8]:
-        """The colour changes alone, in order."""
+    def moved(
+        self, image: NDArray[np.uint8], u: Floats, preprocess: Preprocess, frame: Floats | None = None
+    ) -> NDArray[np.uint8]:
+        """The view before its values are changed: all geometry, in one warp."""
+        if self._crop is None and not self._moving:
+            return preprocess.view(image)
+        height, width = image.shape[:2]
+        how: dict[str, Any] = {
+            "interpolation": preprocess.interpolation, "border": self.border(preprocess),
+            "fill": preprocess.fill,
+        }  # fmt: skip
+        if self._bends:
+            return remap(image, self.sources(u, height, width, preprocess), **how)
+        matrix = self.matrix(u, height, width, preprocess, frame)
+        return geometry.warp(image, matrix, preprocess.view_size(height, width), **how)
+
+    def change_colour(self, image: NDArray[np.uint8], u: Floats, preprocess: Preprocess) -> NDArray[np.uint8]:
+        """The changes of values alone, in order."""
         for step, place in self._colour:
-            image = step.change(image, u[place])
+            image = step.change(image, u[place], preprocess.fill)
         return image
 
     def mask_view(
@@ -178,23 +256,30 @@ class Pipeline:
 
         image_size: height and width of the image as `view` got it, where the mask's differ (a scaled decode).
         """
-        if self._crop is None and not self._geometry:
+        if self._crop is None and not self._moving:
             return preprocess.mask_view(mask)
         rows, columns = mask.shape
         height, width = image_size or (rows, columns)
+        border = self.border(preprocess)
+        if self._bends:
+            points = self.sources(u, height, width, preprocess) * [columns / width, rows / height]
+            return remap(mask, points, "nearest", border, IGNORE)
         matrix = self.matrix(u, height, width, preprocess, frame)
         matrix = matrix @ np.diag([width / columns, height / rows, 1.0])
-        size = preprocess.view_size(height, width)
         return geometry.warp(
-            mask, matrix, size, interpolation="nearest", border=self.border(preprocess), fill=IGNORE
+            mask, matrix, preprocess.view_size(height, width), "nearest", border=border, fill=IGNORE
         )
 
     def boxes_view(
         self, boxes: ArrayLike, u: Floats, image_size: tuple[int, int], preprocess: Preprocess
     ) -> Floats:
         """The same for boxes (N, 4) x0, y0, x1, y1 in image pixels: what encloses each, cut to the view."""
-        corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)[:, _CORNERS].reshape(-1, 2)
-        moved = geometry.transform_points(corners, self.matrix(u, *image_size, preprocess)).reshape(-1, 4, 2)
+        edges = np.asarray(boxes, dtype=np.float64).reshape(-1, 1, 4)
+        t = np.linspace(0, 1, EDGE + 1 if self._bends else 2)
+        across, down = np.concatenate([t, t, 0 * t, 0 * t + 1]), np.concatenate([0 * t, 0 * t + 1, t, t])
+        x = edges[..., 0] + across * (edges[..., 2] - edges[..., 0])
+        y = edges[..., 1] + down * (edges[..., 3] - edges[..., 1])
+        moved = self.places(np.stack([x, y], axis=-1), u, image_size, preprocess)
         rows, columns = preprocess.view_size(*image_size)
         found = np.concatenate([moved.min(axis=1), moved.max(axis=1)], axis=1)
         return np.asarray(np.clip(found, 0, [columns, rows, columns, rows]), dtype=np.float64)
@@ -209,16 +294,13 @@ class Pipeline:
         """
         height, width = stack.shape[1:3]
         frames = self.frames(u, *preprocess.view_size(height, width))
-        if self._same_places(height, width, preprocess) and (frames is None or _whole_pixels(frames)):
-            fill = preprocess.fill if self.border(preprocess) == "constant" else None
-            seen = (
-                stack[rows] if frames is None else _gather(stack, rows, frames, self.border(preprocess), fill)
-            )
-            for i in range(len(seen) if self._colour else 0):
-                seen[i] = self.change_colour(seen[i], u[i])
-            return seen
-        each = [None] * len(rows) if frames is None else frames
-        return np.stack([self.view(stack[row], u[i], preprocess, each[i]) for i, row in enumerate(rows)])
+        seen = self._gathered(stack, rows, frames, preprocess, preprocess.fill)
+        if seen is None:
+            each = [None] * len(rows) if frames is None else frames
+            return np.stack([self.view(stack[row], u[i], preprocess, each[i]) for i, row in enumerate(rows)])
+        for i in range(len(seen) if self._colour else 0):
+            seen[i] = self.change_colour(seen[i], u[i], preprocess)
+        return seen
 
     def batch_masks(
         self, stack: NDArray[Any], rows: NDArray[np.int64], u: Floats, preprocess: Preprocess
@@ -226,21 +308,33 @@ class Pipeline:
         """The masks (N, H, W) of the same batch; raises and agrees as `batch` does."""
         height, width = stack.shape[1:3]
         frames = self.frames(u, *preprocess.view_size(height, width))
-        whole = self._same_places(height, width, preprocess)
-        if whole and frames is None:
-            return stack[rows]
-        if whole and frames is not None and _whole_pixels(frames):
-            fill = (IGNORE,) if self.border(preprocess) == "constant" else None
-            return _gather(stack[..., None], rows, frames, self.border(preprocess), fill)[..., 0]
+        seen = self._gathered(stack[..., None], rows, frames, preprocess, (IGNORE,))
+        if seen is not None:
+            return seen[..., 0]
         each = [None] * len(rows) if frames is None else frames
         size = (height, width)
         return np.stack(
             [self.mask_view(stack[row], u[i], preprocess, size, each[i]) for i, row in enumerate(rows)]
         )
 
-    def _same_places(self, height: int, width: int, preprocess: Preprocess) -> bool:
-        """Whether only the geometries move pixels: the view is the image itself, and there is no crop."""
-        return self._crop is None and preprocess.same_pixels(height, width)
+    def _gathered(
+        self,
+        stack: NDArray[Any],
+        rows: NDArray[np.int64],
+        frames: Floats | None,
+        preprocess: Preprocess,
+        fill: tuple[int, ...],
+    ) -> NDArray[Any] | None:
+        """Images stack[rows] moved by `frames` in one gather; None where not by whole pixels."""
+        if self._crop is not None or self._bends or not preprocess.same_pixels(*stack.shape[1:3]):
+            return None
+        if frames is None:
+            found: NDArray[Any] = stack[rows]
+            return found
+        if not whole_pixels(frames).all():
+            return None
+        border = self.border(preprocess)
+        return gather(stack, rows, frames, border, fill if border == "constant" else None)
 
 
 NONE = Pipeline()
@@ -257,94 +351,10 @@ def parse(text: str | Pipeline) -> Pipeline:
     """
     if isinstance(text, Pipeline):
         return text
-    plain = text.strip()
-    if plain in ("", "none"):
-        return NONE
-    steps = []
-    for part in re.split(r"\+(?![^()]*\))", plain):
-        match = _STEP.fullmatch(part)
-        if match is None:
-            raise StriateError(
-                f"augmentation {part.strip()!r}",
-                allowed="name or name(value, key=value), joined by +",
-                hint="or 'none'",
-            )
-        positional: list[Any] = []
-        named: dict[str, Any] = {}
-        for item in filter(None, (piece.strip() for piece in (match[2] or "").split(","))):
-            key, equals, value = item.partition("=")
-            if equals:
-                named[key.strip()] = _value(value)
-            elif named:
-                raise StriateError(
-                    f"{item!r} after a named setting in {part.strip()!r}",
-                    hint="values without a name come first",
-                )
-            else:
-                positional.append(_value(item))
-        steps.append(build(match[1], positional, named))
-    return Pipeline(tuple(steps))
+    steps = steps_of(text)
+    return Pipeline(steps) if steps else NONE
 
 
-def _value(text: str) -> Any:
-    text = text.strip()
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _name(step: Augmentation) -> str:
-    return next(entry.name for entry in AUGMENTATIONS if entry.value is type(step))
-
-
-def _unparse(step: Augmentation) -> str:
-    given = []
-    for field in dataclasses.fields(step):
-        value = getattr(step, field.name)
-        if value != field.default:
-            given.append(f"{field.name}={value}")
-    return _name(step) + (f"({', '.join(given)})" if given else "")
-
-
-def _whole_pixels(frames: Floats) -> bool:
-    """Whether all of the maps only shift by whole pixels and mirror."""
-    diagonal = np.abs(frames[:, [0, 1], [0, 1]])
-    shifts = frames[:, :2, 2]
-    return bool(
-        (frames[:, 0, 1] == 0).all()
-        and (frames[:, 1, 0] == 0).all()
-        and (diagonal == 1).all()
-        and (shifts == np.floor(shifts)).all()
-    )
-
-
-def _gather(
-    stack: NDArray[Any], rows: NDArray[np.int64], frames: Floats, border: str, fill: tuple[int, ...] | None
-) -> NDArray[Any]:
-    """Whole-pixel maps of images stack[rows] as one gather of pixels: (N, H, W, C)."""
-    _, height, width, channels = stack.shape
-    y, outside_y = _sources(frames[:, 1, 1], frames[:, 1, 2], height, border)
-    x, outside_x = _sources(frames[:, 0, 0], frames[:, 0, 2], width, border)
-    index = (rows[:, None] * height + y)[:, :, None] * width + x[:, None, :]
-    found: NDArray[Any] = stack.reshape(-1, channels).take(index, axis=0)
-    if fill is not None:
-        found[outside_y[:, :, None] | outside_x[:, None, :]] = fill
-    return found
-
-
-def _sources(
-    sign: Floats, shift: Floats, count: int, border: str
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """For each new pixel along one axis the old one, (N, count), and whether that lies beyond the image."""
-    # The centre of pixel i is i + 0.5: a mirror sends it to shift - i - 0.5, that is to pixel shift - 1 - i.
-    step, start = sign.astype(np.int64)[:, None], (shift - (sign < 0)).astype(np.int64)[:, None]
-    place = step * (np.arange(count) - start)
-    outside = (place < 0) | (place >= count)
-    if border == "reflect" and count > 1:
-        period = 2 * (count - 1)
-        place %= period
-        place = np.minimum(place, period - place)
-    return np.clip(place, 0, count - 1), outside
+def _moved(points: Floats, matrix: Floats) -> Floats:
+    """Points (..., 2) moved by an affine map."""
+    return np.asarray(points @ matrix[:2, :2].T + matrix[:2, 2])

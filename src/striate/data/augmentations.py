@@ -1,8 +1,9 @@
 """Augmentations: each says how many random numbers a sample needs and what they do to it.
 
-Three kinds. A crop chooses which box of the image fills the view, in place of the preprocessing's own box.
-A geometry is an affine map of the view onto itself. A colour changes values. All crops and geometries of a
-pipeline become one warp.
+A crop chooses which box of the image fills the view, in place of the preprocessing's own box. A geometry is
+an affine map of the view onto itself, a bend any other. A colour changes values. A policy draws which
+geometries and colours to apply. All crops, geometries and bends of a pipeline become one warp. A mixer makes
+one sample of two, images and targets; repeats show an image several times a batch.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,10 @@ from striate.core.registry import Registry
 from striate.core.settings import setting
 from striate.images import colour
 
+if TYPE_CHECKING:
+    from striate.data.preprocess import Preprocess
+    from striate.data.samples import Split
+
 Floats = NDArray[np.float64]
 BORDERS = ("reflect", "zero", "edge")
 
@@ -31,14 +36,20 @@ class Augmentation:
     """Base of all augmentations: a frozen dataclass of settings.
 
     draws: how many random numbers in (0, 1) one sample takes. alternates: a sample's numbers are drawn for
-    the first epoch; after it, they are 1 minus those of the epoch before.
+    the first epoch; after it, they are 1 minus those of the epoch before. in_full: the written form names
+    the settings that have their default, too.
     """
 
     draws: ClassVar[int] = 0
     alternates: ClassVar[bool] = False
+    in_full: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         settings.check(self)
+
+    def fitted(self, split: Split, preprocess: Preprocess) -> Augmentation:
+        """The same with what it takes from the training images, where it takes anything."""
+        return self
 
 
 class Crop(Augmentation):
@@ -50,27 +61,68 @@ class Crop(Augmentation):
         """The box (x0, y0, x1, y1) in pixels of an image of this height and width, for numbers u (draws,)."""
         raise NotImplementedError
 
-    def shrink(self, u: Floats) -> float:
-        """The least that the box's shorter side can be, as a fraction of the image's shorter side."""
+    def at_least(self, u: Floats, size: tuple[int, int]) -> int:
+        """The image's shorter side below which its crop would lose detail in a view of this size."""
         raise NotImplementedError
 
 
-class Geometry(Augmentation):
-    """An affine map of the view onto itself; `border` says what is seen beyond the image."""
+class Moving(Augmentation):
+    """Moves pixels; `border` says what is seen beyond the image, None: as another step, else `fallback`."""
 
     border: str | None = None
+    fallback: ClassVar[str | None] = None
+
+
+class Geometry(Moving):
+    """An affine map of the view onto itself."""
 
     def matrices(self, u: Floats, height: int, width: int) -> Floats:
         """(N, 3, 3) maps from old to new view coordinates (x, y), for numbers u (N, draws)."""
         raise NotImplementedError
 
 
+class Bend(Moving):
+    """A map of the view onto itself that is not affine; points are (..., 2) coordinates (x, y)."""
+
+    def sources(self, points: Floats, u: Floats, height: int, width: int) -> Floats:
+        """The old points that are seen at these new ones, for numbers u (draws,)."""
+        raise NotImplementedError
+
+    def places(self, points: Floats, u: Floats, height: int, width: int) -> Floats:
+        """The new places of these old points: the inverse of `sources`."""
+        raise NotImplementedError
+
+
 class Colour(Augmentation):
     """Changes values, never places."""
 
-    def change(self, image: NDArray[np.uint8], u: Floats) -> NDArray[np.uint8]:
-        """The changed image (h, w, C) uint8, for numbers u (draws,)."""
+    def change(self, image: NDArray[np.uint8], u: Floats, fill: tuple[int, ...]) -> NDArray[np.uint8]:
+        """The changed image (h, w, C) uint8, for numbers u (draws,); fill: the mean colour; `image` stays."""
         raise NotImplementedError
+
+
+class Mixer(Augmentation):
+    """Makes one sample of two of a batch, images and targets, with probability `p`.
+
+    mixing: how many random numbers that takes; they are no part of the view's.
+    """
+
+    mixing: ClassVar[int] = 0
+    p: float
+
+    def weights(self, u: Floats, height: int, width: int) -> tuple[Floats, NDArray[np.int64] | None]:
+        """How much of itself each sample keeps, (N,), and the box that the other one fills, (N, 4) or None.
+
+        u: (N, mixing) numbers. Without boxes the images are averaged with these weights. Boxes: x0, y0, x1,
+        y1 in pixels.
+        """
+        raise NotImplementedError
+
+
+class Repeats(Augmentation):
+    """Shows each image of a batch `times` times."""
+
+    times: int
 
 
 AUGMENTATIONS: Registry[type[Augmentation]] = Registry("augmentation", "striate.data")
@@ -110,11 +162,15 @@ class RandomResizedCrop(Crop):
         return float(x0), float(y0), float(x0 + columns), float(y0 + rows)
 
     def shrink(self, u: Floats) -> float:
+        """The least that the box's shorter side can be, as a fraction of the image's shorter side."""
         side, root = self._shape(u)
         shorter = min(root, 1 / root)
         # A box that had to be shrunk touches both edges of one axis; its other side is then 1 / aspect of
         # that.
         return min(side * shorter, shorter * shorter)
+
+    def at_least(self, u: Floats, size: tuple[int, int]) -> int:
+        return max(1, math.ceil(max(size) / self.shrink(u)))
 
 
 @AUGMENTATIONS.register("pad-crop", kind="geometry")
@@ -131,7 +187,7 @@ class PadCrop(Geometry):
     border: str = setting("reflect", help="what is seen beyond the image", choices=BORDERS)
 
     def matrices(self, u: Floats, height: int, width: int) -> Floats:
-        found = _identities(len(u))
+        found = identities(len(u))
         found[:, :2, 2] = np.floor(u * (2 * self.pixels + 1)) - self.pixels
         return found
 
@@ -145,7 +201,7 @@ class Flip(Geometry):
     p: float = setting(0.5, help="probability", minimum=0.0, maximum=1.0)
 
     def matrices(self, u: Floats, height: int, width: int) -> Floats:
-        found = _identities(len(u))
+        found = identities(len(u))
         mirrored = u[:, 0] < self.p
         found[mirrored, 0, 0], found[mirrored, 0, 2] = -1, width
         return found
@@ -189,7 +245,7 @@ class Affine(Geometry):
         angle, shear = np.deg2rad(spread[:, 0] * self.rotate), np.tan(np.deg2rad(spread[:, 4] * self.shear))
         size = np.exp(spread[:, 3] * math.log1p(self.scale))
         cos, sin = np.cos(angle) * size, np.sin(angle) * size
-        found = _identities(len(u))
+        found = identities(len(u))
         # Shear, then turn (counter-clockwise as seen) and enlarge, all about the centre; then shift.
         found[:, 0, 0], found[:, 0, 1] = cos, cos * shear + sin
         found[:, 1, 0], found[:, 1, 1] = -sin, cos - sin * shear
@@ -214,7 +270,7 @@ class ColourJitter(Colour):
     contrast: float | None = setting(None, help="largest change of contrast", minimum=0.0, maximum=1.0)
     saturation: float | None = setting(None, help="largest change of saturation", minimum=0.0, maximum=1.0)
 
-    def change(self, image: NDArray[np.uint8], u: Floats) -> NDArray[np.uint8]:
+    def change(self, image: NDArray[np.uint8], u: Floats, fill: tuple[int, ...]) -> NDArray[np.uint8]:
         spread = (2 * u - 1).tolist()
         limits = [
             self.strength if x is None else x for x in (self.brightness, self.contrast, self.saturation)
@@ -247,5 +303,6 @@ def build(name: str, positional: list[Any], named: Mapping[str, Any]) -> Augment
         ) from error
 
 
-def _identities(count: int) -> Floats:
+def identities(count: int) -> Floats:
+    """(count, 3, 3) maps that leave every point in place."""
     return np.tile(np.eye(3), (count, 1, 1))

@@ -23,8 +23,8 @@ T = TypeVar("T", bound=npt.NDArray[Any])
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "area")
 BORDERS = ("constant", "reflect", "edge")
-_CV_FLAGS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "area": cv2.INTER_LINEAR}
-_CV_BORDERS = {
+CV_FLAGS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "area": cv2.INTER_LINEAR}
+CV_BORDERS = {
     "constant": cv2.BORDER_CONSTANT,
     "reflect": cv2.BORDER_REFLECT_101,
     "edge": cv2.BORDER_REPLICATE,
@@ -247,7 +247,7 @@ def _resized(part: npt.NDArray[Any], size: tuple[int, int], interpolation: str) 
     if middle != (h, w):
         part = cv2.resize(part, middle[::-1], interpolation=cv2.INTER_AREA)
     if middle != tuple(size):
-        part = cv2.resize(part, size[::-1], interpolation=_CV_FLAGS[interpolation])
+        part = cv2.resize(part, size[::-1], interpolation=CV_FLAGS[interpolation])
     return part
 
 
@@ -289,42 +289,53 @@ def _affine(
     fill: Fill,
 ) -> npt.NDArray[Any]:
     """One OpenCV warp, after blurring or averaging where the picture shrinks."""
-    h, w = image.shape[:2]
     if abs(inverse[2, :2]).max() > 0:
         raise StriateError("the matrix of the warp is a perspective one", allowed="affine: last row 0 0 1")
     # How many input pixels, along each input axis, lie under one step of the output.
-    reduction = np.hypot(inverse[:2, 0], inverse[:2, 1])
-    limit = _area_limit(interpolation)
-    if interpolation == "bilinear":
-        image = _softened(image, reduction[0], reduction[1], SHRINK)
-    reduced = [
-        max(1, round(side / factor)) if factor > limit else min(side, MAX_SIDE)
-        for side, factor in ((w, reduction[0]), (h, reduction[1]))
-    ]
-    if reduced != [w, h]:
-        image = cv2.resize(image, reduced, interpolation=cv2.INTER_AREA)
-        inverse = scale(reduced[0] / w, reduced[1] / h) @ inverse
+    image, sx, sy = antialiased(image, *np.hypot(inverse[:2, 0], inverse[:2, 1]), interpolation)
+    if (sx, sy) != (1, 1):
+        inverse = scale(sx, sy) @ inverse
     centred = translate(-0.5, -0.5) @ inverse @ translate(0.5, 0.5)
-    channels = _channels(image)
-    values = (fill,) * channels if isinstance(fill, (int, float)) else tuple(fill)
     return cast(
         "npt.NDArray[Any]",
         cv2.warpAffine(
             image,
             centred[:2],
             size[::-1],
-            flags=_CV_FLAGS[interpolation] | cv2.WARP_INVERSE_MAP,
-            borderMode=_CV_BORDERS[border],
-            borderValue=values[:4],
+            flags=CV_FLAGS[interpolation] | cv2.WARP_INVERSE_MAP,
+            borderMode=CV_BORDERS[border],
+            borderValue=fill_values(image, fill),
         ),
     )
+
+
+def antialiased(
+    image: npt.NDArray[Any], x: float, y: float, interpolation: str
+) -> tuple[npt.NDArray[Any], float, float]:
+    """A picture made ready to be reduced by `x` and `y`, blurred or averaged, and its scale since then."""
+    h, w = image.shape[:2]
+    limit = _area_limit(interpolation)
+    if interpolation == "bilinear":
+        image = _softened(image, x, y, SHRINK)
+    reduced = [
+        max(1, round(side / factor)) if factor > limit else min(side, MAX_SIDE)
+        for side, factor in ((w, x), (h, y))
+    ]
+    if reduced == [w, h]:
+        return image, 1.0, 1.0
+    return cv2.resize(image, reduced, interpolation=cv2.INTER_AREA), reduced[0] / w, reduced[1] / h
+
+
+def fill_values(image: npt.NDArray[Any], fill: Fill) -> tuple[float, ...]:
+    """The colour beyond the picture as OpenCV wants it: one value for each of up to 4 channels."""
+    values = (fill,) * _channels(image) if isinstance(fill, (int, float)) else tuple(fill)
+    return values[:4]
 
 
 def _nearest(
     image: npt.NDArray[Any], inverse: Matrix, size: tuple[int, int], border: str, fill: Fill
 ) -> npt.NDArray[Any]:
     """The input pixel under each output pixel's centre, by indexing: exact for any dtype."""
-    h, w = image.shape[:2]
     y, x = np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5
     if not inverse[0, 1] and not inverse[1, 0]:
         columns = np.floor(inverse[0, 0] * x + inverse[0, 2] + 1e-9).astype(np.int64)[None, :]
@@ -336,6 +347,18 @@ def _nearest(
         rows = np.floor(inverse[1, 0] * x[None] + inverse[1, 1] * y[:, None] + inverse[1, 2] + 1e-9).astype(
             int
         )
+    return fetched(image, columns, rows, border, fill)
+
+
+def fetched(
+    image: npt.NDArray[Any],
+    columns: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64],
+    border: str,
+    fill: Fill,
+) -> npt.NDArray[Any]:
+    """The pixels of a picture at these columns and rows, which may lie outside of it."""
+    h, w = image.shape[:2]
     inside = (columns >= 0) & (columns < w) & (rows >= 0) & (rows < h)
     if border == "reflect":
         columns, rows = _mirror(columns, w), _mirror(rows, h)
