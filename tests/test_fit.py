@@ -17,7 +17,7 @@ from striate.nets.mixing import AuxiliaryNet
 from striate.train import fit as module
 from striate.train.devices import mixed
 from striate.train.fit import EVENTS, Interrupted, Stop, fit, loss_of
-from striate.train.optimize import one_cycle
+from striate.train.schedules import one_cycle
 from trials import blobs, same_weights, small_job, small_net
 
 

@@ -12,21 +12,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from striate.core.errors import StriateError
+from striate.train.averages import WeightAverage
 from striate.train.optimize import (
     OPTIMIZERS,
-    Plan,
-    WeightAverage,
     build_optimizer,
     clip_gradients,
-    constant,
-    cosine,
-    one_cycle,
     parameter_groups,
-    plateau,
     set_rate,
-    step_,
 )
 from striate.train.recipe import Recipe
+from striate.train.schedules import Plan, constant, cosine, one_cycle, plateau, step_
 from trials import small_net
 
 

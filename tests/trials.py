@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from striate.tasks.classification import Classification
+from striate.train.averages import make_average
 from striate.train.devices import Place
 from striate.train.fit import Job
-from striate.train.optimize import Plan, WeightAverage, build_optimizer
+from striate.train.freezing import make_freezing
+from striate.train.optimize import build_optimizer
+from striate.train.penalties import make_penalty
 from striate.train.recipe import Recipe
+from striate.train.schedules import Plan
 
 
 @dataclass
@@ -88,15 +92,12 @@ def small_job(
     task = Classification(("a", "b", "c"))
     train = TensorLoader(images, targets, recipe.batch // world, train=True, rank=rank, world=world)
     val = TensorLoader(*blobs(40), recipe.batch, train=False)
-    average = None
-    if recipe.ema:
-        import copy
-
-        average = WeightAverage(net, copy.deepcopy(net), recipe.ema)
+    optimizer = build_optimizer(net, recipe)
     return Job(
-        net, task, build_optimizer(net, recipe), train, val, recipe,
+        net, task, optimizer, train, val, recipe,
         Plan.of(recipe, -(-len(train) // recipe.accumulate)),
-        Place(torch.device("cpu"), rank, world), average,
+        Place(torch.device("cpu"), rank, world), make_average(net, recipe),
+        make_penalty(net, recipe, optimizer), make_freezing(net, recipe.freeze),
     )  # fmt: skip
 
 

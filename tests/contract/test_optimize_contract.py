@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from striate.train.checkpoint import optimizer_state, pack, restore_optimizer, unpack
-from striate.train.optimize import OPTIMIZERS, SCHEDULES, Plan, build_optimizer, set_rate
+from striate.train.optimize import OPTIMIZERS, build_optimizer, set_rate
 from striate.train.recipe import Recipe
+from striate.train.schedules import SCHEDULES, Plan
 
 
 def make(name: str) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -27,11 +28,14 @@ def steps(net: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: in
     for k in range(first, last):
         images = torch.randn(6, 3, 6, 6, generator=torch.Generator().manual_seed(k % 2))
         set_rate(optimizer, 0.01 / (1 + k))
-        loss = nn.functional.cross_entropy(net(images), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+
+        def closure(images: torch.Tensor = images) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(net(images), targets)
+            loss.backward()
+            return loss
+
+        losses.append(float(optimizer.step(closure)))
     return losses
 
 
@@ -60,14 +64,17 @@ def test_optimizer_says_what_it_is(name: str) -> None:
     assert entry.summary.endswith(".")
     assert entry.capabilities["lr"] > 0
     assert isinstance(entry.capabilities["adaptive"], bool)
+    assert entry.capabilities["decay"] in ("coupled", "decoupled", None)
+    moments = entry.capabilities["moments"]
+    assert (moments(Recipe()) if callable(moments) else moments) >= 0
 
 
 @pytest.mark.parametrize("name", SCHEDULES.names())
-@pytest.mark.parametrize("warmup", [0.0, 7.0])
-def test_schedule_is_a_pure_function_with_values_in_0_to_1(name: str, warmup: float) -> None:
+@pytest.mark.parametrize(("warmup", "floor"), [(0.0, 0.0), (7.0, 0.1)])
+def test_schedule_is_a_pure_function_with_values_in_0_to_1(name: str, warmup: float, floor: float) -> None:
     entry = SCHEDULES.entry(name)
     assert entry.summary.endswith(".")
-    plan = Plan(steps=60, steps_per_epoch=6, warmup=warmup, restarts=1)
+    plan = Plan(steps=60, steps_per_epoch=6, warmup=warmup, restarts=1, floor=floor)
     scores = [0.1, 0.3, 0.2]
     forward = [entry.value(step, plan, scores) for step in range(60)]
     backward = [entry.value(step, plan, list(scores)) for step in reversed(range(60))]

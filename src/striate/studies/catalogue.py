@@ -21,7 +21,7 @@ REGISTRIES = {
     "augmentations": "striate.data.augment:AUGMENTATIONS",
     "tasks": "striate.tasks.task:TASKS",
     "optimizers": "striate.train.optimize:OPTIMIZERS",
-    "schedules": "striate.train.optimize:SCHEDULES",
+    "schedules": "striate.train.schedules:SCHEDULES",
     "protocols": "striate.evaluate.protocols:PROTOCOLS",
     "methods": "striate.visualize.method:METHODS",
 }

@@ -16,10 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from striate.core.errors import StriateError
+from striate.train.again import Again
+from striate.train.averages import Average, estimate_norms
 from striate.train.devices import Place, mixed
-from striate.train.optimize import SCHEDULES, Plan, WeightAverage, clip_gradients, set_rate
+from striate.train.freezing import Freezing
+from striate.train.noise import noisy_gradients, noisy_inputs, noisy_weights
+from striate.train.optimize import OPTIMIZERS, clip_gradients, set_rate
+from striate.train.penalties import Penalty
 from striate.train.recipe import Recipe
 from striate.train.resizing import parse_steps, shrink, side_at
+from striate.train.schedules import SCHEDULES, Plan
+from striate.train.wrapping import wrapped
 
 if TYPE_CHECKING:
     from striate.data.loaders import Loader
@@ -70,7 +77,9 @@ class Job:
     recipe: Recipe  # resolved: `lr` and `batch` are numbers
     plan: Plan
     place: Place = field(default_factory=lambda: Place(torch.device("cpu")))
-    average: WeightAverage | None = None
+    average: Average | None = None
+    penalty: Penalty | None = None
+    freezing: Freezing | None = None
     state: State = field(default_factory=State)
     began: float = 0.0  # monotonic second at which this part of the epoch began
     counted: float = 0.0  # monotonic second up to which `state.seconds` counts
@@ -82,8 +91,8 @@ class Job:
 
     @property
     def tested(self) -> nn.Module:
-        """The net that is validated and kept: the average where there is one."""
-        return self.average.average if self.average else self.net
+        """The net that is validated and kept: the average where there is one in use."""
+        return self.average.average if self.average and self.average.updates else self.net
 
     def mean_loss(self) -> float:
         """Mean training loss of this epoch so far, over all processes where they meet; reads the device."""
@@ -157,32 +166,44 @@ def fit(
     """
     recipe, state, place, net, task = job.recipe, job.state, job.place, job.net, job.task
     memory = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    forward = place.parallel(net)
+    forward = wrapped(net, recipe, place)
     stop, sizes = stop or Stop(), parse_steps(recipe.progressive)
+    # Some optimisers work out the loss of a step's batches several times.
+    again = OPTIMIZERS.entry(recipe.optimizer).capabilities.get("again", False)
+    held: list[tuple[tuple[Any, ...], Tensor]] = []
     # Apple's devices have no float64.
     state.loss = state.loss.to(place.device, torch.float32 if place.device.type == "mps" else torch.float64)
     saved = job.counted = time.monotonic()
 
+    def learn(number: int, images: Tensor, targets: Tensor, group: int, closes: bool) -> Tensor:
+        # Dropout and the like depend on the place in the run only.
+        torch.manual_seed(mixed(recipe.seed, state.epoch, number, place.rank))
+        with place.quiet(forward, not closes), noisy_weights(net, recipe.weight_noise):
+            with place.autocast():
+                loss = loss_of(task, forward(noisy_inputs(images, recipe.input_noise)), targets)
+            (loss / group if group > 1 else loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
     while state.epoch < recipe.epochs and not state.stopped:
         # --- one pass over the training images -------------------------------------------------------
         forward.train()
+        if job.freezing and job.freezing.apply(state.epoch):
+            forward = wrapped(net, recipe, place)
         job.began, job.first, job.waited = time.monotonic(), state.batch, job.train.waited
         listen("epoch-start", job)
         batches, side = len(job.train), side_at(sizes, state.epoch, recipe.epochs)
         for batch in job.train.batches(state.epoch, start=state.batch) if state.batch < batches else ():
-            # Dropout and the like depend on the place in the run only.
-            torch.manual_seed(mixed(recipe.seed, state.epoch, state.batch, place.rank))
             group_start = state.batch - state.batch % recipe.accumulate
             group = min(recipe.accumulate, batches - group_start)
             closes = state.batch + 1 == group_start + group
 
             images = shrink(batch.images.to(place.device, memory_format=memory, non_blocking=True), side)
             targets = batch.targets.to(place.device, non_blocking=True)
-            with place.quiet(forward, not closes):
-                with place.autocast():
-                    loss = loss_of(task, forward(images), targets)
-                (loss / group if group > 1 else loss).backward()  # type: ignore[no-untyped-call]
-            state.loss += loss.detach()
+            batch_of_step = (state.batch, images, targets, group, closes)
+            loss = learn(*batch_of_step)
+            if again:
+                held.append((batch_of_step, loss))
+            state.loss += loss
             state.batch += 1
             if not closes:
                 continue
@@ -190,10 +211,20 @@ def fit(
             set_rate(job.optimizer, rate_at(job, state.step))
             if recipe.clip:
                 clip_gradients(net, recipe.clip)
-            job.optimizer.step()
+            if job.penalty:
+                job.penalty.before()
+            if recipe.gradient_noise:
+                noisy_gradients(net, recipe.gradient_noise, recipe.seed, state.step)
+            if again:
+                job.optimizer.step(Again(learn, held, job.optimizer, place, job.penalty))
+                held.clear()
+            else:
+                job.optimizer.step()
+            if job.penalty:
+                job.penalty.after()
             job.optimizer.zero_grad(set_to_none=True)
             if job.average:
-                job.average.update()
+                job.average.after_step()
             state.step += 1
             listen("step", job)
 
@@ -216,6 +247,8 @@ def fit(
         # --- test it, remember it, save it -----------------------------------------------------------
         must_be_finite(job)
         measure(job)
+        if job.average and job.average.after_epoch(state.epoch + 1):
+            estimate_norms(job.average, lambda: job.train.batches(state.epoch), place, memory)
         row: dict[str, Any] = {"epoch": state.epoch + 1, "lr": rate_at(job, state.step - 1)}
         row["train_loss"] = float(place.sum(state.loss)) / place.world / max(1, batches)
         if job.val is not None:

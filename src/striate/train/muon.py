@@ -69,7 +69,7 @@ class Muon(torch.optim.Optimizer):
         return loss
 
 
-@OPTIMIZERS.register("muon", lr=0.1, adaptive=False)
+@OPTIMIZERS.register("muon", lr=0.1, adaptive=False, decay="coupled", moments=1)
 def muon(groups: Groups, recipe: Recipe) -> torch.optim.Optimizer:
     """Muon for filters (github.com/KellerJordan/Muon, 2024), SGD at 5 times the rate for all else."""
     split: Groups = []

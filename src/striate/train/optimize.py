@@ -1,10 +1,8 @@
-"""Optimisers, learning-rate schedules, weight averages: what turns gradients into new weights."""
+"""Optimisers: what turns gradients into new weights."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +13,10 @@ from striate.train.recipe import Recipe
 
 Groups = list[dict[str, Any]]
 
+# Capabilities of an optimiser: `lr`, its usual rate; `adaptive`, whether that grows with the root of the
+# batch only, `fixed_rate`, whether it does not grow at all; `decay`, what a group's `weight_decay` is to it
+# ("coupled", "decoupled" or None); `moments`, how many tensors of the weights' size it keeps; `again`,
+# whether a step works the loss out several times.
 OPTIMIZERS: Registry[Callable[[Groups, Recipe], torch.optim.Optimizer]] = Registry(
     "optimizer", "striate.train"
 )
@@ -44,182 +46,94 @@ def fused(groups: Groups) -> bool:
     return all(p.device.type in ("cpu", "cuda", "mps") and torch.is_floating_point(p) for p in tensors)
 
 
-@OPTIMIZERS.register("sgd", lr=0.1, adaptive=False)
+@OPTIMIZERS.register(
+    "sgd", lr=0.1, adaptive=False, decay="coupled", moments=lambda recipe: int(recipe.momentum > 0)
+)
 def sgd(groups: Groups, recipe: Recipe) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum, Nesterov's form on request; weight decay as L2."""
     nesterov = recipe.nesterov and recipe.momentum > 0
-    return torch.optim.SGD(groups, lr=0.1, momentum=recipe.momentum, nesterov=nesterov, fused=fused(groups))
+    # The fused step cannot take weights that begin to learn later than others.
+    quick = fused(groups) and not recipe.freeze
+    return torch.optim.SGD(groups, lr=0.1, momentum=recipe.momentum, nesterov=nesterov, fused=quick)
 
 
-@OPTIMIZERS.register("adam", lr=1e-3, adaptive=True)
+@OPTIMIZERS.register("adam", lr=1e-3, adaptive=True, decay="coupled", moments=2)
 def adam(groups: Groups, recipe: Recipe) -> torch.optim.Optimizer:
     """Adam (Kingma and Ba 2014, arXiv:1412.6980); weight decay as L2."""
-    return torch.optim.Adam(groups, lr=1e-3, betas=recipe.betas, fused=fused(groups))
+    epsilon = 1e-8 if recipe.epsilon is None else recipe.epsilon
+    return torch.optim.Adam(groups, lr=1e-3, betas=recipe.betas, eps=epsilon, fused=fused(groups))
 
 
-@OPTIMIZERS.register("adamw", lr=1e-3, adaptive=True)
+@OPTIMIZERS.register("adamw", lr=1e-3, adaptive=True, decay="decoupled", moments=2)
 def adamw(groups: Groups, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW: Adam with decoupled weight decay (Loshchilov and Hutter 2017, arXiv:1711.05101)."""
-    return torch.optim.AdamW(groups, lr=1e-3, betas=recipe.betas, fused=fused(groups))
+    epsilon = 1e-8 if recipe.epsilon is None else recipe.epsilon
+    return torch.optim.AdamW(groups, lr=1e-3, betas=recipe.betas, eps=epsilon, fused=fused(groups))
+
+
+@OPTIMIZERS.register("adagrad", lr=0.01, adaptive=True, decay="coupled", moments=1)
+def adagrad(groups: Groups, recipe: Recipe) -> torch.optim.Optimizer:
+    """Adagrad: steps over the root of the summed squared gradients (Duchi, Hazan and Singer, JMLR 2011)."""
+    epsilon = 1e-10 if recipe.epsilon is None else recipe.epsilon
+    return torch.optim.Adagrad(groups, lr=0.01, eps=epsilon)
+
+
+@OPTIMIZERS.register(
+    "rmsprop", lr=3e-4, adaptive=True, decay="coupled", moments=lambda recipe: 1 + int(recipe.momentum > 0)
+)
+def rmsprop(groups: Groups, recipe: Recipe) -> torch.optim.Optimizer:
+    """RMSProp with momentum: steps over the root of a moving mean of squared gradients (Hinton 2012, 6e).
+
+    s <- r s + (1 - r) g^2; m <- p m + g / (sqrt(s) + e); w <- w - lr m; r is `rms_decay`, p `momentum`.
+    As the Inception nets were trained (arXiv:1512.00567, section 8: r = 0.9, e = 1).
+    """
+    epsilon = 1e-8 if recipe.epsilon is None else recipe.epsilon
+    return torch.optim.RMSprop(groups, lr=3e-4, alpha=recipe.rms_decay, eps=epsilon, momentum=recipe.momentum)
+
+
+@OPTIMIZERS.register(
+    "lbfgs", lr=1.0, adaptive=True, fixed_rate=True, decay=None, again=True,
+    moments=lambda recipe: 2 * recipe.lbfgs_history + 3,
+)  # fmt: skip
+def lbfgs(groups: Groups, recipe: Recipe) -> torch.optim.Optimizer:
+    """L-BFGS with a line search by Wolfe's strong conditions (Liu and Nocedal 1989), for large batches.
+
+    Each step makes up to `lbfgs_iterations` iterations on the images of that step, and works their loss out
+    anew for each: `accumulate` makes a step of the whole set, which is what the method is meant for.
+    """
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    return torch.optim.LBFGS(
+        parameters,
+        lr=1.0,
+        max_iter=recipe.lbfgs_iterations,
+        history_size=recipe.lbfgs_history,
+        line_search_fn="strong_wolfe",
+    )
+
+
+def own_decay(recipe: Recipe) -> bool:
+    """Whether the optimiser decays the weights itself in the form that the recipe asks for."""
+    form = OPTIMIZERS.entry(recipe.optimizer).capabilities.get("decay")
+    return form is not None and recipe.decay in ("auto", form)
 
 
 def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimiser over the net's trainable parameters.
 
+    Where it does not decay weights in the form asked for, `penalties.make_penalty` does.
+
     Raises:
         StriateError: no optimiser of that name.
     """
-    groups = parameter_groups(net, recipe.weight_decay, decay_norms_and_biases=recipe.decay_norms_and_biases)
-    return OPTIMIZERS.get(recipe.optimizer)(groups, recipe)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a schedule may know: lengths in optimiser steps, and the recipe's figures."""
-
-    steps: int
-    steps_per_epoch: int
-    warmup: float = 0.0  # steps
-    milestones: tuple[float, ...] = (0.5, 0.75)  # parts of `steps`
-    gamma: float = 0.1
-    plateau: int = 5  # epochs
-    restarts: int = 0
-    growth: float = 1.0
-
-    @classmethod
-    def of(cls, recipe: Recipe, steps_per_epoch: int) -> Plan:
-        """The plan of a recipe; a warm-up not given is a quarter of the run for one-cycle, else none."""
-        warmup = recipe.warmup
-        if warmup is None:
-            warmup = 0.25 * recipe.epochs if recipe.schedule == "one-cycle" else 0.0
-        return cls(
-            steps=recipe.epochs * steps_per_epoch,
-            steps_per_epoch=steps_per_epoch,
-            warmup=warmup * steps_per_epoch,
-            milestones=recipe.milestones,
-            gamma=recipe.gamma,
-            plateau=recipe.plateau,
-            restarts=recipe.restarts,
-            growth=recipe.growth,
-        )
-
-
-# A schedule is a pure function: (step from 0, plan, scores of the epochs so far) -> factor on the rate.
-# Nothing of it needs saving, so resuming and extending a run need no more than the step and the scores.
-Schedule = Callable[[int, Plan, Sequence[float]], float]
-SCHEDULES: Registry[Schedule] = Registry("schedule", "striate.train")
-
-
-def rising(step: int, plan: Plan) -> float:
-    """The linear warm-up's factor: (step + 1) / (warmup + 1) before `warmup` steps, then 1."""
-    return min(1.0, (step + 1) / (plan.warmup + 1))
-
-
-@SCHEDULES.register("constant")
-def constant(step: int, plan: Plan, scores: Sequence[float]) -> float:
-    """The same rate throughout, after the warm-up."""
-    return rising(step, plan)
-
-
-@SCHEDULES.register("step")
-def step_(step: int, plan: Plan, scores: Sequence[float]) -> float:
-    """The rate times `gamma` after each milestone (He et al. 2015: 1/2 and 3/4 of the run)."""
-    drops = sum(step >= part * plan.steps for part in plan.milestones)
-    return float(rising(step, plan) * plan.gamma**drops)
-
-
-@SCHEDULES.register("plateau", needs_scores=True)
-def plateau(step: int, plan: Plan, scores: Sequence[float]) -> float:
-    """The rate times `gamma` after each `plateau` epochs without a better (higher) validation score."""
-    best, stale, drops = -math.inf, 0, 0
-    for score in scores:
-        if score > best:
-            best, stale = score, 0
-        else:
-            stale += 1
-            if stale >= plan.plateau:
-                drops, stale = drops + 1, 0
-    return float(rising(step, plan) * plan.gamma**drops)
-
-
-@SCHEDULES.register("cosine")
-def cosine(step: int, plan: Plan, scores: Sequence[float]) -> float:
-    """Half a cosine from the rate to 0 after the warm-up; with `restarts`, one for each cycle.
-
-    Cycle lengths grow by `growth` (SGDR: Loshchilov and Hutter 2016, arXiv:1608.03983, equation 5).
-    """
-    if step < plan.warmup:
-        return rising(step, plan)
-    cycles = [plan.growth**k for k in range(plan.restarts + 1)]
-    unit = max(plan.steps - plan.warmup, 1e-9) / sum(cycles)
-    place = step - plan.warmup
-    for k, cycle in enumerate(cycles):
-        length = unit * cycle
-        if place < length or k == plan.restarts:
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, place / length)))
-        place -= length
-    raise AssertionError("unreachable")
-
-
-@SCHEDULES.register("linear")
-def linear(step: int, plan: Plan, scores: Sequence[float]) -> float:
-    """A straight rise over the warm-up, then a straight line down to 0 just after the last step.
-
-    Source: Defazio et al. 2023, arXiv:2310.07831, section 2: the last steps count, and so do the middle ones.
-    """
-    if step < plan.warmup:
-        return rising(step, plan)
-    return max(0.0, (plan.steps - step) / max(plan.steps - plan.warmup, 1e-9))
-
-
-@SCHEDULES.register("one-cycle")
-def one_cycle(step: int, plan: Plan, scores: Sequence[float]) -> float:
-    """Half a cosine from 1/25 up to the rate over the warm-up, and half a cosine down to 1/10000 of it.
-
-    Source: Smith and Topin 2017, arXiv:1708.07120; the ends are those of common practice.
-    """
-    low, end = 1 / 25, 1e-4
-    if step < plan.warmup:
-        return low + (1 - low) * 0.5 * (1 - math.cos(math.pi * step / plan.warmup))
-    part = min(1.0, (step - plan.warmup) / max(plan.steps - 1 - plan.warmup, 1e-9))
-    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * part))
+    make = OPTIMIZERS.get(recipe.optimizer)
+    amount = recipe.weight_decay if own_decay(recipe) else 0.0
+    return make(parameter_groups(net, amount, decay_norms_and_biases=recipe.decay_norms_and_biases), recipe)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every group the rate, times its own `lr_scale` where it has one."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
-
-
-class WeightAverage:
-    """An exponential moving average of a net's weights, in a net of its own.
-
-    w' <- d w' + (1 - d) w with d = min(decay, (1 + t) / (10 + t)) at update t from 0, so that the first
-    weights are soon forgotten. Buffers (batch norm's mean and variance) are copied.
-    """
-
-    def __init__(self, net: nn.Module, average: nn.Module, decay: float) -> None:
-        self.net, self.average, self.decay = net, average, decay
-        self.updates = 0
-        average.load_state_dict(net.state_dict())
-        average.requires_grad_(False).eval()
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take the net's present weights in."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        ours: list[Tensor] = list(self.average.parameters())
-        theirs: list[Tensor] = list(self.net.parameters())
-        torch._foreach_lerp_(ours, theirs, 1 - decay)
-        copy_all(self.average.buffers(), self.net.buffers())
-        self.updates += 1
-
-
-@torch.no_grad()
-def copy_all(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
-    """Copy tensors pairwise, each into the memory of its target."""
-    for target, source in zip(targets, sources, strict=True):
-        target.copy_(source)
 
 
 def clip_gradients(net: nn.Module, largest: float) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from striate.core.errors import StriateError
 from striate.train.fit import loss_of
+from striate.train.optimize import OPTIMIZERS
 from striate.train.resizing import parse_steps, shrink
 
 if TYPE_CHECKING:
@@ -197,7 +198,8 @@ def weight_bytes(net: nn.Module) -> int:
 def checkpoint_bytes(job: Job) -> int:
     """Bytes of one checkpoint: weights, optimiser moments and the average."""
     weights = weight_bytes(job.net)
-    moments = {"sgd": 1 if job.recipe.momentum else 0}.get(job.recipe.optimizer, 2)
+    moments = OPTIMIZERS.entry(job.recipe.optimizer).capabilities.get("moments", 2)
+    moments = moments(job.recipe) if callable(moments) else moments
     return weights * (1 + moments + (1 if job.average else 0)) + 4096
 
 

@@ -88,14 +88,66 @@ class Recipe:
     momentum: float = setting(0.9, help="Momentum of SGD, 0 to 1.", minimum=0.0, maximum=0.9999)
     nesterov: bool = setting(True, help="Nesterov's form of momentum for SGD.")
     betas: tuple[float, float] = setting((0.9, 0.999), help="Decay rates of Adam's two moments, 0 to 1.")
-    weight_decay: float = setting(5e-4, help="Weight decay (L2; decoupled for AdamW).", minimum=0.0)
-    decay_norms_and_biases: bool = setting(False, help="Decay normalisation weights and biases too.")
+    epsilon: float | None = setting(
+        None, help="Added to the root in adaptive optimisers' steps; none: as each is usual.", minimum=0.0
+    )
+    rms_decay: float = setting(
+        0.9, help="Decay rate of RMSProp's mean of squares, 0 to 1.", minimum=0.0, maximum=0.9999
+    )
+    lbfgs_iterations: int = setting(10, help="Most iterations of L-BFGS in one step.", minimum=1)
+    lbfgs_history: int = setting(10, help="Steps that L-BFGS remembers.", minimum=1)
     clip: float = setting(0.0, help="Largest norm of the whole gradient; 0: no clipping.", minimum=0.0)
+
+    # Regularisation
+    weight_decay: float = setting(5e-4, help="L2 decay of weights.", minimum=0.0)
+    l1: float = setting(0.0, help="L1 decay of weights, which makes many of them zero or small.", minimum=0.0)
+    decay: str = setting(
+        "auto",
+        help="L1 and L2 as part of the gradient (coupled), or beside it; auto: as the optimiser does.",
+        choices=("auto", "coupled", "decoupled"),
+    )
+    decay_norms_and_biases: bool = setting(False, help="Decay normalisation weights and biases too.")
+    dropout: float | None = setting(
+        None, help="Rate of the net's dropout layers; none: the net's own.", minimum=0.0, maximum=0.99
+    )
+    drop_path: float | None = setting(
+        None, help="Stochastic depth: rate of the last residual block, rising from 0; none: the net's own.",
+        minimum=0.0, maximum=0.99,
+    )  # fmt: skip
+    input_noise: float = setting(
+        0.0, help="Deviation of noise on the normalised input, in training.", minimum=0.0
+    )
+    weight_noise: float = setting(
+        0.0, help="Deviation of noise on the weights in each forward pass, in training.", minimum=0.0
+    )
+    gradient_noise: float = setting(
+        0.0, help="Variance of noise on the first gradients, falling as steps^-0.55.", minimum=0.0
+    )
+
+    # Averages of weights, and what learns
     ema: float = setting(
         0.0,
         help="Decay a step of the weight average that is tested and kept; 0: none.",
         minimum=0.0,
         maximum=0.99999,
+    )
+    swa: float = setting(
+        0.0, help="Part of the run after which weights are averaged alike (SWA), tested and kept; 0: never.",
+        minimum=0.0, maximum=1.0,
+    )  # fmt: skip
+    swa_every: int = setting(1, help="Epochs between two weights that SWA takes in.", minimum=1)
+    norm_batches: int | None = setting(
+        None, help="Batches that an average's batch norms are estimated from; none: 100 for SWA, 0 for EMA.",
+        minimum=0,
+    )  # fmt: skip
+    freeze: str = setting(
+        "", help="Stages that learn later ('conv1..pool2@3,conv3@1': after so many epochs) or never ('fc6')."
+    )
+    grow_from: str = setting(
+        "", help="A shallower net to start from: a run, a model file, or an architecture to be trained first."
+    )
+    grow_epochs: int | None = setting(
+        None, help="Epochs of the shallower net trained first; none: as many as the net's.", minimum=1
     )
 
     # Learning-rate schedule
@@ -114,10 +166,15 @@ class Recipe:
     plateau: int = setting(
         5, help="Epochs without a better score before the plateau schedule drops the rate.", minimum=1
     )
-    restarts: int = setting(0, help="Warm restarts of the cosine schedule.", minimum=0)
-    growth: float = setting(
-        1.0, help="Length of each cosine cycle as a multiple of the one before.", minimum=0.1
+    restarts: int = setting(
+        0, help="Warm restarts of the cosine and triangular schedules; cosine with them is SGDR.", minimum=0
     )
+    growth: float = setting(1.0, help="Length of each cycle as a multiple of the one before.", minimum=0.1)
+    power: float = setting(1.0, help="Exponent of the polynomial schedule; 1 is a line.", minimum=0.01)
+    floor: float | None = setting(
+        None, help="Lowest rate as a part of the highest; none: 0 (exponential 0.001, swa 0.2).",
+        minimum=0.0, maximum=1.0,
+    )  # fmt: skip
 
     # Loss
     label_smoothing: float = setting(
@@ -136,6 +193,11 @@ class Recipe:
         choices=("off", "auto", "bfloat16"),
     )
     channels_last: bool = setting(True, help="Keep tensors in NHWC memory order.")
+    recompute: int = setting(
+        0, help="Gradient checkpointing: segments whose activations are worked out twice; 0: none.", minimum=0
+    )
+    compiled: bool = setting(False, help="Compile the net before training (torch.compile).")
+    sync_norm: bool = setting(False, help="Batch norm over the images of all processes.")
     threads: int | None = setting(
         None, help="Compute threads (they shape the last bits: resuming keeps them); none: all processors.",
         minimum=1,
@@ -166,6 +228,10 @@ class Recipe:
             raise StriateError(f"size is {self.size!r}", allowed="height and width of at least 1 pixel")
         if self.lr == 0.0:
             raise StriateError("lr is 0", hint="give a rate above 0, or leave it out to have it worked out")
+        if self.ema and self.swa:
+            raise StriateError("ema and swa exclude each other", hint="leave one of them out")
+        if self.floor == 0.0 and self.schedule == "exponential":
+            raise StriateError("floor is 0", allowed="above 0 to 1 for the exponential schedule")
         if self.crop < 1.0 and self.resize not in ("auto", "crop"):
             raise StriateError(
                 f"crop is {self.crop} with resize {self.resize!r}", hint="crop needs resize crop"

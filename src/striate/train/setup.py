@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +19,17 @@ from striate.data.preprocess import Preprocess
 from striate.data.samples import Dataset, Split
 from striate.nets.net import NETS
 from striate.tasks.task import Task, make_task
+from striate.train.averages import make_average
 from striate.train.devices import Place, mixed
 from striate.train.fit import Job
-from striate.train.optimize import OPTIMIZERS, SCHEDULES, Plan, WeightAverage, build_optimizer
+from striate.train.freezing import make_freezing
+from striate.train.optimize import OPTIMIZERS, build_optimizer
+from striate.train.penalties import make_penalty
 from striate.train.recipe import Recipe, auto_augment, auto_batch, auto_net, auto_rate, auto_size
 from striate.train.resizing import check_steps
+from striate.train.schedules import SCHEDULES, Plan
 from striate.train.whiten import whiten
+from striate.train.wrapping import check_wrapping
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 
@@ -76,6 +81,28 @@ def check_names(recipe: Recipe) -> None:
             f"schedule {recipe.schedule!r} needs validation images",
             hint="give --val 0.1, or another schedule",
         )
+    if OPTIMIZERS.entry(recipe.optimizer).capabilities.get("again"):
+        check_again(recipe)
+
+
+def check_again(recipe: Recipe) -> None:
+    """Nothing changes the gradients or weights behind the back of an optimiser that searches along a line.
+
+    Raises:
+        StriateError: names the settings that do.
+    """
+    wrong = {
+        "clip": recipe.clip,
+        "gradient_noise": recipe.gradient_noise,
+        "decay decoupled": recipe.decay == "decoupled",
+        "amp": recipe.amp != "off",
+    }
+    names = [name for name, on in wrong.items() if on]
+    if names:
+        raise StriateError(
+            f"optimizer {recipe.optimizer!r} searches along a line and cannot have {', '.join(names)}",
+            hint="leave them out, or choose another optimizer",
+        )
 
 
 def prepare(
@@ -115,11 +142,14 @@ def prepare(
     if recipe.lr is None:
         recipe = recipe.with_(lr=settle_rate(recipe, net))
     optimizer = build_optimizer(net, recipe)
-    average = WeightAverage(net, copy.deepcopy(net), recipe.ema) if recipe.ema else None
+    check_wrapping(net, recipe)
     loader = training_loader(train, preprocess, recipe, place)
     plan = Plan.of(recipe, -(-len(loader) // recipe.accumulate))
     tester = validation_loader(val, preprocess, recipe, place)
-    job = Job(net, task, optimizer, loader, tester, recipe, plan, place, average)
+    job = Job(
+        net, task, optimizer, loader, tester, recipe, plan, place, average=make_average(net, recipe),
+        penalty=make_penalty(net, recipe, optimizer), freezing=make_freezing(net, recipe.freeze),
+    )  # fmt: skip
     return Setup(dataset, asked, recipe, preprocess, job)
 
 
@@ -162,8 +192,29 @@ def settle(asked: Recipe, dataset: Dataset, count: int) -> Recipe:
     batch = min(asked.batch or auto_batch(count, min(size)), count)
     augment = asked.augment if asked.augment != "auto" else auto_augment(size, channels, kind)
     return asked.with_(
-        net=net, task=kind, size=size, channels=channels, resize=resize, batch=batch, augment=augment
-    )
+        net=net, task=kind, size=size, channels=channels, resize=resize, batch=batch, augment=augment,
+        net_options=with_rates(asked, net),
+    )  # fmt: skip
+
+
+def with_rates(asked: Recipe, net: str) -> dict[str, Any]:
+    """The options of the net, with the rates of dropout and stochastic depth that the recipe names.
+
+    Raises:
+        StriateError: the net has no such layers.
+    """
+    options = dict(asked.net_options)
+    known = inspect.signature(NETS.get(net)).parameters
+    for name in ("dropout", "drop_path"):
+        rate = getattr(asked, name)
+        if rate is not None and name not in known:
+            having = [
+                other for other in NETS.names() if name in inspect.signature(NETS.get(other)).parameters
+            ]
+            raise StriateError(f"net {net!r} has no {name} rate", allowed=having, hint=f"leave out --{name}")
+        if rate is not None:
+            options[name] = float(rate)
+    return options
 
 
 def fitted(size: tuple[int, int], capabilities: Mapping[str, Any]) -> tuple[int, int]:
@@ -179,6 +230,8 @@ def fitted(size: tuple[int, int], capabilities: Mapping[str, Any]) -> tuple[int,
 def settle_rate(recipe: Recipe, net: nn.Module) -> float:
     """The highest learning rate for the optimiser, the batch of one step and the net."""
     capabilities = OPTIMIZERS.entry(recipe.optimizer).capabilities
+    if capabilities.get("fixed_rate"):
+        return float(capabilities["lr"])
     normalised = any(isinstance(module, NORMS) for module in net.modules())
     step = (recipe.batch or 1) * recipe.accumulate
     rate = float(capabilities.get("lr", 1e-3))

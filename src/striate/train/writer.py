@@ -101,6 +101,7 @@ class Writer:
             if job.average:
                 restore_net(job.average.average, saved["average"])
                 job.average.updates = int(saved["updates"])
+                job.average.last = int(saved.get("averaged", 0))
         except (KeyError, TypeError, AttributeError) as error:
             raise BadModelFile(
                 f"{str(path)!r} does not hold the state of this run ({error})",
@@ -156,7 +157,11 @@ class Writer:
             "optimizer": optimizer_state(job.optimizer),
         }
         if job.average:
-            tree |= {"average": job.average.average.state_dict(), "updates": job.average.updates}
+            tree |= {
+                "average": job.average.average.state_dict(),
+                "updates": job.average.updates,
+                "averaged": job.average.last,
+            }
         write_checkpoint(self.run.checkpoints / LAST, tree)
 
     def epoch(self, job: Job) -> None:
