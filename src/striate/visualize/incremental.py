@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from striate.visualize.boxes import Boxes, Ints, Kept, Span, gather, paste, shrunk, span, whole, within
+from striate.visualize.difference import linear_difference
 from striate.visualize.plan import Plan, Step, call, make_plan
 
 # Copies redone together, and the bytes that their whole maps and later stages may take.
@@ -43,6 +44,10 @@ class Patches:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def some(self, chosen: Ints) -> Patches:
+        """Some of the copies."""
+        return Patches(self.clean, self.source, self.y[chosen], self.x[chosen], self.side)
 
     def boxes(self, chosen: Ints) -> Boxes:
         """The squares of the chosen copies."""
@@ -86,6 +91,7 @@ class Incremental:
         self._scale = {n: ROUNDING * float(k.value.abs().max()) for n, k in self.plan.kept.items()}
         self._saved: dict[fx.Node, list[float]] = {}
         self._last_use = self._uses()
+        self._linear = linear_difference(self.plan)
         self.rest_macs = sum(_work(node, self.plan) for node, _, _ in self.plan.rest)
 
     def run(self, patches: Patches, channel: int | None = None) -> Outcome:
@@ -95,7 +101,7 @@ class Incremental:
         watch = None if node is None or channel is None else (node, channel)
         outputs: Tensor | None = None
         totals = torch.zeros(count) if watch else None
-        work, waiting, held = 0, [], 0
+        work, waiting, held = 0.0, [], 0
         chunks = list(self.chunks(patches))
         for number, chosen in enumerate(chunks):
             edges, done = self._boxes(patches, chosen, watch, totals)
@@ -106,22 +112,28 @@ class Incremental:
                 continue
             together = np.concatenate([part for part, _ in waiting])
             joined = {n: torch.cat([found[n] for _, found in waiting]) for n in edges}
-            result = self._rest(joined, len(together), watch, totals, together)
+            result, done_after = self._rest(joined, len(together), watch, totals, together)
+            work += done_after * len(together)
             if outputs is None:
                 outputs = result.new_empty((count, *result.shape[1:]))
             outputs[torch.from_numpy(together)] = result
             waiting, held = [], 0
         assert outputs is not None  # there is at least one copy
-        return Outcome(outputs, totals, work / count + self.rest_macs)
+        return Outcome(outputs, totals, work / count)
 
     def predicted(self, patches: Patches) -> float:
         """Multiply-adds for one copy by receptive fields alone, mean over all copies."""
-        work = 0
+        work, touched, linear = 0, 0, self._linear
         for chosen in self.chunks(patches):
             spans = self._spans(patches.y[chosen], patches.x[chosen], patches.side)
             for step in self.plan.steps:
                 y, x = spans[step.node]
                 work += step.macs * y.length * x.length * len(chosen)
+            if linear is not None:
+                y, x = spans[linear.edge]
+                touched += y.length * x.length * len(chosen)
+        if linear is not None and linear.pays(touched, len(patches)):
+            work += linear.macs(touched) - linear.macs(linear.places * len(patches))
         return work / len(patches) + self.rest_macs
 
     def full_macs(self) -> int:
@@ -248,9 +260,15 @@ class Incremental:
         watch: tuple[fx.Node, int] | None,
         totals: Tensor | None,
         chosen: Ints,
-    ) -> Tensor:
-        """The nodes after the boxes, as the net has them."""
+    ) -> tuple[Tensor, float]:
+        """The nodes after the boxes, as the net has them, and the multiply-adds of one copy."""
         values: dict[fx.Node, object] = dict(edges)
+        work, linear = float(self.rest_macs), self._linear
+        if linear is not None:
+            found = linear.apply(edges[linear.edge], self._scale[linear.edge])
+            if found is not None:
+                values[linear.node], saved = found[0], _work(linear.node, self.plan)
+                work += found[1] - saved
 
         def read(node: fx.Node) -> Any:
             if node in values:
@@ -261,15 +279,16 @@ class Incremental:
             return self.plan.constants[node]
 
         for node, args, kwargs in self.plan.rest:
-            given = fx.node.map_arg((args, kwargs), read)
-            values[node] = call(node, self.plan.modules, *given)
+            if node not in values:
+                given = fx.node.map_arg((args, kwargs), read)
+                values[node] = call(node, self.plan.modules, *given)
             if watch and totals is not None and node is watch[0]:
                 maps = values[node]
                 assert isinstance(maps, Tensor)
                 totals[torch.from_numpy(chosen)] = maps[:, watch[1]].sum((1, 2)).float().cpu()
         result = values[self.plan.result]
         assert isinstance(result, Tensor)
-        return result
+        return result, work
 
 
 def _union(spans: Sequence[Span], room: int) -> Span:

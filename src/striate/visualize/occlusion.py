@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -16,8 +16,10 @@ from striate.core.settings import setting
 from striate.images import draw
 from striate.images.colour import palette
 from striate.nets.taps import capture
+from striate.visualize.coarse import Refined, refine
+from striate.visualize.covered import Copies
 from striate.visualize.gradients import blurred
-from striate.visualize.incremental import Incremental, Outcome, Patches
+from striate.visualize.incremental import Patches
 from striate.visualize.method import (
     METHODS,
     Method,
@@ -29,6 +31,7 @@ from striate.visualize.method import (
     net_input,
     together,
 )
+from striate.visualize.scores import must_have_rivals
 from striate.visualize.scores import run as run_net
 from striate.visualize.stages import last_with_maps, must_be_maps
 
@@ -37,10 +40,6 @@ if TYPE_CHECKING:
 
 FILLS = ("grey", "mean", "blur", "noise")
 WAYS = ("auto", "full")
-# Covered pictures that pass the whole net at once, by their bytes and by their number.
-FULL_BYTES, FULL_MOST = 20_000_000, 32
-# The boxes must save this factor of the multiply-adds, or the full pass is as fast.
-WORTH = 1.15
 MOST_POSITIONS = 100_000
 
 
@@ -50,6 +49,9 @@ class Occluded:
 
     probability: of the class `target`; predicted: the most probable class; activation: total of map
     `channel` of `stage`; outputs (rows, columns, K). clean_...: the same of the image itself.
+    computed: where these are exact, not interpolated; error: the largest one found in probability, and in
+    activation as a part of the clean one; checked, share: at so many positions, and the part of the
+    interpolated ones that may lie further off with 95% confidence.
     multiply_adds: of one position as computed, and of the full pass (0 where that is not known).
     """
 
@@ -60,6 +62,11 @@ class Occluded:
     predicted: NDArray[np.int64]
     activation: NDArray[np.float32]
     outputs: NDArray[np.float32]
+    computed: NDArray[np.bool_]
+    error: NDArray[np.float32]
+    checked: int
+    share: float
+    clean_outputs: NDArray[np.float32]
     clean_probability: float
     clean_activation: float
     stage: str
@@ -81,14 +88,22 @@ class Occlusion(Method):
 
     Only what the square can have touched is recomputed, in all operations up to the first that looks at the
     whole map; where a net cannot be followed so, every picture passes it as a whole, and the note says so.
+
+    With a `tolerance` the grid is filled from coarse to fine: squares that together cover the image first,
+    then, halving the distance, the positions between those that differ in probability, or in activation as
+    a part of the clean one, by more than the tolerance, or in the most probable class. All other positions
+    are interpolated. How far off these are is measured: 29 of them, drawn at random, are computed after all,
+    and the largest difference found is the bound that is stated, for all but a tenth of them at most with
+    95% confidence. Computed positions are exact.
     arrays, each (images, rows, columns): "probability" float32, "predicted" class numbers, "activation"
-    float32; "target", "clean_probability", "clean_activation", "channel" (images,); "rows", "columns" the
-    first pixels of the squares; "multiply_adds" (images, 2) of one position, as computed and in full;
-    "input" (images, H, W, C) uint8.
+    float32, "computed" bool; "error" (images, 2); "target", "clean_probability", "clean_activation",
+    "channel" (images,); "rows", "columns" the first pixels of the squares; "multiply_adds" (images, 2) of
+    one position, as computed and in full; "input" (images, H, W, C) uint8.
     Zeiler and Fergus, Visualizing and Understanding Convolutional Networks (arXiv:1311.2901), section 4.2.
 
     Raises:
-        StriateError: a task without one answer an image, a square that does not fit, or an unknown stage.
+        StriateError: a task without one answer an image, a single class, a square that does not fit, or an
+            unknown stage.
     """
 
     name: ClassVar[str] = "occlusion"
@@ -106,6 +121,12 @@ class Occlusion(Method):
     stage: str | None = setting(
         None, help="stage whose strongest map is watched; nothing takes the last with maps"
     )
+    tolerance: float | None = setting(
+        None,
+        help="coarse to fine: interpolate between positions that differ by no more; nothing computes all",
+        minimum=0,
+        maximum=1,
+    )
     way: str = setting(
         "auto", help="auto: recompute what changed; full: the whole net at every position", choices=WAYS
     )
@@ -122,8 +143,9 @@ class Occlusion(Method):
             "clean_probability": np.array([one.clean_probability for one in found], np.float32),
             "clean_activation": np.array([one.clean_activation for one in found], np.float32),
             "multiply_adds": np.array([one.multiply_adds for one in found]),
+            "error": np.stack([one.error for one in found]),
         }
-        for key in ("probability", "predicted", "activation", "rows", "columns"):
+        for key in ("probability", "predicted", "activation", "computed", "rows", "columns"):
             arrays |= together(key, [getattr(one, key) for one in found])
         arrays |= together("input", views)
         side, step = self._square(views[0])
@@ -134,6 +156,7 @@ class Occlusion(Method):
         """The numbers of one view; raises StriateError as the class says."""
         if model.task.dense:
             raise StriateError("occlusion is for one answer an image, not for masks")
+        must_have_rivals(model, "occlusion")
         wanted = None if self.target is None else class_index(self.target, model.classes)
         patches, shape = self._patches(model, view)
         stage = self.stage or last_with_maps(model, view)
@@ -143,27 +166,79 @@ class Occlusion(Method):
             maps = must_be_maps(model, stage, seen[stage])
             totals = maps[0].double().sum((1, 2))
             channel = int(totals.argmax())
-            outcome, way, full = compute(model, patches, stage, maps, channel, auto=self.way == "auto")
-            must_be_numbers(outcome.outputs, "the network's outputs")
-            posterior = model.task.posterior(outcome.outputs).float().cpu()
             before = model.task.posterior(clean).float().cpu()[0]
-        target = int(before.argmax()) if wanted is None else wanted
-        assert outcome.totals is not None  # a stage was given
+            target = int(before.argmax()) if wanted is None else wanted
+            copies = Copies(model, patches, stage, maps, channel, auto=self.way == "auto")
+            scale = abs(float(totals[channel])) or 1.0
+            found = self._fill(model, patches, shape, copies, target, scale)
+        outputs = found.values[..., 2:].astype(np.float32)
         return Occluded(
             target=target,
             rows=np.unique(patches.y),
             columns=np.unique(patches.x),
-            probability=posterior[:, target].numpy().reshape(shape),
-            predicted=posterior.argmax(1).numpy().reshape(shape),
-            activation=outcome.totals.numpy().reshape(shape),
-            outputs=outcome.outputs.float().cpu().numpy().reshape(*shape, -1),
+            probability=found.values[..., 0].astype(np.float32),
+            predicted=outputs.argmax(-1),
+            activation=(found.values[..., 1] * scale).astype(np.float32),
+            outputs=outputs,
+            computed=found.computed,
+            error=found.error.astype(np.float32),
+            checked=found.checked,
+            share=found.share,
+            clean_outputs=clean[0].float().cpu().numpy(),
             clean_probability=float(before[target]),
             clean_activation=float(totals[channel]),
             stage=stage,
             channel=channel,
-            way=way,
-            multiply_adds=(outcome.multiply_adds, full),
+            way=copies.way,
+            multiply_adds=(copies.multiply_adds, copies.full),
         )
+
+    def relevance(self, model: Model, view: Pixels, target: int) -> NDArray[np.float32]:
+        """How much each pixel speaks for a class (H, W): the mean loss of its logit over squares on it.
+
+        Where no stride is given the square moves by half its side.
+        """
+        side, _ = self._square(view)
+        stride = self.stride or max(1, side // 2)
+        one = replace(self, target=target, stride=stride).occlude(model, view)
+        lost = one.clean_outputs[target] - one.outputs[..., target]
+        total, count = np.zeros(view.shape[:2], np.float64), np.zeros(view.shape[:2], np.int64)
+        for y, some in zip(one.rows.tolist(), lost.tolist(), strict=True):
+            for x, value in zip(one.columns.tolist(), some, strict=True):
+                total[y : y + side, x : x + side] += value
+                count[y : y + side, x : x + side] += 1
+        # A stride beyond the side leaves pixels that no square covers.
+        return np.asarray(total / count.clip(1), np.float32)
+
+    def _fill(
+        self,
+        model: Model,
+        patches: Patches,
+        shape: tuple[int, int],
+        copies: Copies,
+        target: int,
+        scale: float,
+    ) -> Refined:
+        """For every position the probability, the activation over `scale`, and the outputs."""
+
+        def compute(chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+            outcome = copies.run(patches.some(chosen))
+            must_be_numbers(outcome.outputs, "the network's outputs")
+            posterior = model.task.posterior(outcome.outputs)[:, target]
+            assert outcome.totals is not None  # a stage was given
+            parts = posterior.double().cpu(), outcome.totals.double() / scale
+            outputs = outcome.outputs.double().cpu()
+            return torch.cat([*(part[:, None] for part in parts), outputs], 1).numpy()
+
+        if self.tolerance is None:
+            values = compute(np.arange(len(patches))).reshape(*shape, -1)
+            return Refined(values, np.ones(shape, bool), np.zeros(2), 0, 0.0)
+        side, stride = patches.side, self._stride(patches.side)
+        # The first squares still cover the image.
+        step = 1
+        while 2 * step * stride <= side:
+            step *= 2
+        return refine(shape, step, self.tolerance, 2, compute)
 
     def _square(self, view: Pixels) -> tuple[int, int]:
         """Side and stride of the square."""
@@ -173,7 +248,10 @@ class Occlusion(Method):
             raise StriateError(
                 f"size is {side}", allowed=f"1 to {shorter}: the net sees {view.shape[0]} x {view.shape[1]}"
             )
-        return side, self.stride or max(1, side // 4)
+        return side, self._stride(side)
+
+    def _stride(self, side: int) -> int:
+        return self.stride or max(1, side // 4)
 
     def _patches(self, model: Model, view: Pixels) -> tuple[Patches, tuple[int, int]]:
         """The squares, row by row, and how many rows and columns of them there are."""
@@ -219,7 +297,27 @@ class Occlusion(Method):
         return (
             "At each position of the square: the probability of the class (dark is 0, bright the largest, "
             f"{highest:.3g}), the most probable class (a colour each), and the total activation of the map "
-            f"that is strongest on the image itself. {ways}"
+            f"that is strongest on the image itself. {ways}{self._filled(found)}"
+        )
+
+    def _filled(self, found: Sequence[Occluded]) -> str:
+        """What was interpolated, and how far off it may be."""
+        if self.tolerance is None:
+            return ""
+        part = float(np.mean([one.computed.mean() for one in found]))
+        if part == 1:
+            return (
+                " Every position was computed: the grid is too coarse, or differs too much, to interpolate."
+            )
+        error = np.max([one.error for one in found], axis=0)
+        share, checked = max(one.share for one in found), min(one.checked for one in found)
+        sure = (
+            f", for all but {100 * share:.0f} % of the others at most with 95 % confidence" if share else ""
+        )
+        return (
+            f" {100 * part:.0f} % of the positions were computed, the others interpolated: at {checked} of "
+            f"them, drawn at random, the error was at most {error[0]:.2g} in probability and "
+            f"{100 * error[1]:.2g} % of the clean activation{sure}."
         )
 
 
@@ -227,72 +325,6 @@ def starts(length: int, side: int, step: int) -> NDArray[np.int64]:
     """First pixels of a square of `side` along an axis: every `step`, and flush with the end."""
     found = np.arange(0, length - side + 1, step)
     return found if found[-1] == length - side else np.append(found, length - side)
-
-
-def compute(
-    model: Model, patches: Patches, stage: str, maps: Tensor, channel: int, *, auto: bool = True
-) -> tuple[Outcome, str, float]:
-    """Outputs and totals for every position, how they were computed in words, and the full multiply-adds.
-
-    maps: what the stage gives for the clean picture. Where the net cannot be followed, where what was
-    followed is not what runs, or where little would be saved, the full pass is taken.
-    """
-    if not auto:
-        return full_pass(model, patches, stage, channel), "The whole net ran at every position.", 0.0
-    try:
-        incremental = Incremental(model.net, patches.clean, stage=stage)
-    except StriateError as error:
-        why = f"The whole net ran at every position: {error}."
-        return full_pass(model, patches, stage, channel), why, 0.0
-    full, predicted = float(incremental.full_macs()), incremental.predicted(patches)
-    watched = incremental.plan.watched_clean
-    reason = ""
-    if watched is None or watched.shape != maps.shape or not _near(watched, maps):
-        reason = f"what stage {stage!r} gives was not found in the net's graph"
-    elif full < WORTH * predicted:
-        reason = "the square touches nearly all of what the net computes"
-    else:
-        outcome = incremental.run(patches, channel)
-        if _right(model, patches, stage, channel, outcome):
-            ratio = full / outcome.multiply_adds
-            return (
-                outcome,
-                f"Only what the square can have touched was recomputed: 1/{ratio:.2g} of it.",
-                full,
-            )
-        reason = "its graph does not give what the net gives"
-    outcome = full_pass(model, patches, stage, channel)
-    return outcome, f"The whole net ran at every position: {reason}.", full
-
-
-def full_pass(model: Model, patches: Patches, stage: str, channel: int, batch: int | None = None) -> Outcome:
-    """Every covered picture through the whole net, `batch` at once."""
-    most = max(1, min(FULL_MOST, FULL_BYTES // patches.clean.nbytes)) if batch is None else batch
-    outputs, totals = [], []
-    with torch.no_grad():
-        for first in range(0, len(patches), most):
-            chosen = np.arange(first, min(len(patches), first + most))
-            with capture(model.net, [stage]) as seen:
-                outputs.append(run_net(model, patches.pictures(chosen)))
-            totals.append(seen[stage][:, channel].double().sum((1, 2)).float().cpu())
-    return Outcome(torch.cat(outputs), torch.cat(totals), 0.0)
-
-
-def _right(model: Model, patches: Patches, stage: str, channel: int, outcome: Outcome) -> bool:
-    """Whether one position, done in full, gives what was computed for it."""
-    chosen = np.array([len(patches) // 2])
-    some = Patches(patches.clean, patches.source, patches.y[chosen], patches.x[chosen], patches.side)
-    want = full_pass(model, some, stage, channel)
-    assert want.totals is not None  # a stage was given
-    assert outcome.totals is not None
-    place = int(chosen[0])
-    return _near(outcome.outputs[place : place + 1], want.outputs) and _near(
-        outcome.totals[place : place + 1], want.totals
-    )
-
-
-def _near(a: Tensor, b: Tensor) -> bool:
-    return bool((a - b).abs().max() <= 1e-3 * float(b.abs().max()) + 1e-6)
 
 
 def _above(values: NDArray[np.float32]) -> float:

@@ -1,0 +1,122 @@
+"""A linear layer on maps that differ little from one clean map: its weights act on the difference alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from striate.visualize.plan import Plan, call
+
+# Copies that a pass over the weights costs as much as: taking them apart by positions takes that long.
+GATHER = 150
+
+
+@dataclass(frozen=True)
+class LinearDifference:
+    """The first linear layer behind the boxes, where it reads one step's maps (C, H, W) as they are.
+
+    z(x) = z(clean) + sum over the positions where x differs of W[:, :, position] (x - clean)[:, position].
+    """
+
+    node: fx.Node
+    edge: fx.Node
+    weight: Tensor
+    clean: Tensor
+    before: Tensor
+
+    @property
+    def places(self) -> int:
+        """Positions of a map."""
+        return self.clean.shape[-2] * self.clean.shape[-1]
+
+    def macs(self, touched: int) -> int:
+        """Multiply-adds for so many positions."""
+        return touched * self.clean.shape[1] * self.weight.shape[0]
+
+    def pays(self, touched: int, copies: int) -> bool:
+        """Whether so many positions, over all copies, are less work than the copies in full."""
+        return touched + GATHER * self.places < copies * self.places
+
+    def apply(self, maps: Tensor, tolerance: float) -> tuple[Tensor, float] | None:
+        """The layer's outputs (n, K) for maps (n, C, H, W), and multiply-adds a copy; None if it saves none.
+
+        Differences of at most `tolerance` are rounding.
+        """
+        copies, channels, height, width = maps.shape
+        change = maps - self.clean
+        touched = (change.abs().amax(1) > tolerance).flatten(1)
+        total = int(touched.sum())
+        if not self.pays(total, copies):
+            return None
+        outputs = self.before.expand(copies, -1).clone()
+        weight = self.weight.view(-1, channels, height, width)
+        for row in range(height):
+            # One row of positions at a time: the weights of a position lie far apart.
+            parts = weight[:, :, row].permute(2, 1, 0).contiguous()
+            for column in range(width):
+                chosen = touched[:, row * width + column].nonzero()[:, 0]
+                if len(chosen):
+                    outputs.index_add_(0, chosen, change[chosen, :, row, column] @ parts[column])
+        return outputs, self.macs(total) / copies
+
+
+def linear_difference(plan: Plan) -> LinearDifference | None:
+    """The linear layer of a plan that can take differences; None where there is none."""
+    made: dict[fx.Node, fx.Node] = {}
+    for node, args, kwargs in plan.rest:
+        read = list(dict.fromkeys(n for n in node.all_input_nodes if n not in plan.constants))
+        if len(read) != 1:
+            continue
+        source = made.get(read[0], read[0])
+        found = _linear(node, plan)
+        if found is not None and source in plan.edges and source in plan.kept:
+            weight, bias = found
+            clean = plan.kept[source].value
+            if clean.ndim == 4 and clean[0].numel() == weight.shape[1]:
+                return LinearDifference(node, source, weight, clean, F.linear(clean.flatten(1), weight, bias))
+        if source in plan.edges and _only_flattens(node, args, kwargs, source, read[0], plan):
+            made[node] = source
+    return None
+
+
+def _linear(node: fx.Node, plan: Plan) -> tuple[Tensor, Tensor | None] | None:
+    """The weights and biases of a linear layer."""
+    if node.op == "call_module":
+        module = plan.modules[str(node.target)]
+        # A hook on the module would see, or change, what is not computed.
+        if type(module) is not nn.Linear or module._forward_hooks or module._forward_pre_hooks:
+            return None
+        return module.weight.detach(), None if module.bias is None else module.bias.detach()
+    if node.op == "call_function" and node.target is F.linear:
+        given = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | dict(node.kwargs)
+        weight, bias = (
+            plan.constants.get(n) if isinstance(n, fx.Node) else n
+            for n in (given.get("weight"), given.get("bias"))
+        )
+        if isinstance(weight, Tensor) and weight.ndim == 2 and (bias is None or isinstance(bias, Tensor)):
+            return weight.detach(), None if bias is None else bias.detach()
+    return None
+
+
+def _only_flattens(node: fx.Node, args: Any, kwargs: Any, source: fx.Node, read: fx.Node, plan: Plan) -> bool:
+    """Whether a node gives the values of a map in their order: what it makes of numbered maps says so."""
+    clean = plan.kept[source].value
+    numbers = torch.arange(1, clean.numel() + 1, dtype=clean.dtype, device=clean.device).view_as(clean)
+    for numbered in (numbers, -numbers):
+        given = numbered if read is source else numbered.flatten(1)
+
+        def value(n: fx.Node, given: Tensor = given) -> Any:
+            return given.clone() if n is read else plan.constants[n]
+
+        try:
+            found = call(node, plan.modules, *fx.node.map_arg((args, kwargs), value))
+        except (KeyError, RuntimeError, TypeError, ValueError):
+            return False
+        flat = numbered.flatten(1)
+        if not (isinstance(found, Tensor) and found.shape == flat.shape and torch.equal(found, flat)):
+            return False
+    return True
