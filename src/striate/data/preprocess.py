@@ -17,7 +17,9 @@ from torch import Tensor
 from striate.core import settings
 from striate.core.errors import BadImage, StriateError
 from striate.core.settings import setting
+from striate.data import statistics
 from striate.data.pools import IGNORE
+from striate.data.statistics import Arrays, Step
 from striate.images import geometry
 
 RESIZES = ("crop", "squash", "pad", "none")
@@ -36,7 +38,10 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Preprocess:
-    """From any image to what the net sees: one affine view, then x = (uint8 / 255 - mean) / std per channel.
+    """From any image to what the net sees: one affine view, then values by the `input` statistics.
+
+    By default x = (uint8 / 255 - mean) / std per channel; `parse_input` tells what else there is. Its
+    arrays, where it has any, are in `arrays` and never in `to_dict`: they lie beside the weights.
 
     resize: how an image becomes the view of `size`:
         "crop":   the largest centred box of the view's aspect, its sides times `crop` (EfficientNet's
@@ -54,6 +59,8 @@ class Preprocess:
     interpolation: str = setting("bilinear", help="resampling filter", choices=INTERPOLATIONS)
     mean: tuple[float, ...] = setting((0.5,), help="mean of each channel, 0 to 1")
     std: tuple[float, ...] = setting((0.5,), help="standard deviation of each channel, 0 to 1")
+    input: str = setting("channels", help="statistics of the values ('striate list inputs'), joined by +")
+    arrays: Arrays | None = setting(None, help="what the input statistics hold of the training images")  # noqa: RUF009
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -61,6 +68,7 @@ class Preprocess:
             if isinstance(values, tuple) and len(values) == 1 and self.channels in (1, 3):
                 object.__setattr__(self, name, values * self.channels)
         settings.check(self)
+        object.__setattr__(self, "input", "+".join(map(str, self.steps)))
         for name, low in (("mean", 0.0), ("std", 1e-6)):
             values = getattr(self, name)
             if len(values) != self.channels:
@@ -165,21 +173,56 @@ class Preprocess:
     # ------------------------------------------------------------------ values
 
     @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps of the input statistics, in order."""
+        return statistics.parse_input(self.input)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the values are those of each channel alone: nothing but mean and std."""
+        return self.input == "channels"
+
+    @property
+    def sized(self) -> bool:
+        """Whether the statistics hold for views of `size` alone."""
+        return any(step.sized for step in self.steps)
+
+    def _known(self, x: Tensor) -> dict[str, Tensor]:
+        """The arrays for views like x (N, C, h, w), beside it.
+
+        Raises:
+            StriateError: there are none, or they are of views of another size.
+        """
+        if self.sized and x.shape[1:] != (self.channels, *(self.size or ())):
+            raise StriateError(
+                f"input {self.input!r} of views {tuple(x.shape[1:])}",
+                allowed=f"views {(self.channels, *(self.size or ()))}, as in the training",
+            )
+        arrays = self.arrays or Arrays({})
+        if {name: array.shape for name, array in arrays.items()} != self.array_shapes():
+            raise StriateError(f"input {self.input!r} is not computed", hint="make it with Preprocess.fit")
+        return arrays.on(x.device)
+
+    @cached_property
     def _levels(self) -> tuple[Tensor, Tensor]:
         """Mean and 1 / std in units of uint8 levels; 127 / 255 becomes 127 exactly."""
+        if self.steps[0].name != "channels":
+            # The first step wants 0 to 1.
+            return torch.zeros(self.channels), torch.full((self.channels,), 1 / 255)
         mean = torch.tensor([value * 255 for value in self.mean], dtype=torch.float64)
         std = torch.tensor([value * 255 for value in self.std], dtype=torch.float64)
         return mean.to(torch.float32), (1 / std).to(torch.float32)
 
     def normalise(self, batch: Tensor | NDArray[np.uint8]) -> Tensor:
-        """x = (uint8 / 255 - mean) / std.
+        """x = (uint8 / 255 - mean) / std, or what else the input statistics say.
 
         batch: an array (N, h, w, C), or a tensor of that shape or (N, C, h, w), uint8, on any device.
         Returns (N, C, h, w) float32 in the channels_last memory format, on the same device. Both kinds give
         the same bytes; arrays are done in the calling thread alone.
 
         Raises:
-            StriateError: not uint8, or another number of channels.
+            StriateError: not uint8, another number of channels, or views of a size that the statistics are
+                not for.
         """
         values = torch.from_numpy(np.ascontiguousarray(batch)) if isinstance(batch, np.ndarray) else batch
         if values.ndim != 4 or values.dtype != torch.uint8:
@@ -208,31 +251,72 @@ class Preprocess:
             _normalise(levels.numpy(), mean.numpy(), scale.numpy(), flat.numpy())
         else:
             flat.copy_(levels).sub_(mean).mul_(scale)
-        return flat.view(count, rows, columns, channels).permute(0, 3, 1, 2)
+        found = flat.view(count, rows, columns, channels).permute(0, 3, 1, 2)
+        return found if self.plain else self._through_steps(found)
+
+    def _through_steps(self, x: Tensor) -> Tensor:
+        # In the usual memory order: a step's sums are then the same, whatever order the batch came in.
+        done = statistics.apply_steps(self.steps, x.contiguous(), self._known(x))
+        return done.contiguous(memory_format=torch.channels_last)
+
+    def standardise(self, images: Tensor) -> Tensor:
+        """The net's input for images (N, C, h, w) float of 0 to 1 that are views already; differentiable.
+
+        Raises:
+            StriateError: as of `normalise`.
+        """
+        if self.steps[0].name == "channels":
+            mean, std = (
+                torch.tensor(values, dtype=images.dtype, device=images.device).view(1, -1, 1, 1)
+                for values in (self.mean, self.std)
+            )
+            images = (images - mean) / std
+        return images if self.plain else statistics.apply_steps(self.steps, images, self._known(images))
 
     def invert(self, batch: Tensor) -> NDArray[np.uint8]:
-        """The images behind a normalised batch: (N, C, h, w) float -> (N, h, w, C) uint8, rounded and cut."""
+        """The images behind a normalised batch: (N, C, h, w) float -> (N, h, w, C) uint8, rounded and cut.
+
+        Raises:
+            StriateError: the input statistics lose something that cannot be had back.
+        """
         mean, scale = self._levels
-        values = batch.detach().to("cpu", torch.float32).permute(0, 2, 3, 1)
+        values = batch.detach().to("cpu", torch.float32)
+        if not self.plain:
+            values = statistics.invert_steps(self.steps, values, self._known(values))
+        values = values.permute(0, 2, 3, 1)
         levels = (values / scale + mean).round_().clamp_(0, 255)
         return np.ascontiguousarray(levels.to(torch.uint8).numpy())
 
     # ------------------------------------------------------------------ making and storing
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` takes them back."""
-        return settings.to_dict(self)
+        """Plain JSON values without the arrays; `from_dict` takes both back."""
+        values = settings.to_dict(self)
+        del values["arrays"]
+        return values
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
-        """The preprocessing that `to_dict` wrote.
+    def from_dict(cls, values: Mapping[str, Any], arrays: Mapping[str, Any] | None = None) -> Preprocess:
+        """The preprocessing that `to_dict` wrote, with its `arrays`.
 
         Raises:
-            StriateError: not a mapping, an unknown or missing key, or a value that is not allowed.
+            StriateError: not a mapping, an unknown or missing key, a value that is not allowed, or arrays
+                that are not those of its input statistics.
         """
-        if not isinstance(values, Mapping):
-            raise StriateError(f"preprocessing is {values!r}", allowed="a mapping of settings")
-        return settings.from_dict(cls, values)
+        if not isinstance(values, Mapping) or "arrays" in values:
+            raise StriateError(f"preprocessing is {str(values)[:60]!r}", allowed="a mapping of settings")
+        found: Preprocess = settings.from_dict(cls, values)
+        given = Arrays(arrays or {})
+        shapes, theirs = found.array_shapes(), {name: array.shape for name, array in given.items()}
+        if shapes != theirs:
+            raise StriateError(f"input {found.input!r} has the arrays {theirs}", allowed=str(shapes))
+        if not all(np.isfinite(array).all() for array in given.values()):
+            raise StriateError(f"the arrays of input {found.input!r} are not numbers (NaN or infinite)")
+        return dataclasses.replace(found, arrays=given) if given else found
+
+    def array_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the arrays that the input statistics hold; raises as `Step.shapes` does."""
+        return statistics.expected(self.steps, self.size, self.channels)
 
     @classmethod
     def fit(
@@ -247,13 +331,16 @@ class Preprocess:
         """Preprocessing with the mean and standard deviation of a training split's views, per channel.
 
         At most `limit` images, evenly spaced, are read, unless the split holds its pixels in memory already;
-        unreadable ones are passed over. Further keywords are fields of Preprocess.
+        unreadable ones are passed over. Further input statistics are computed from at most `ARRAY_VALUES`
+        values of such views: of small images that is all of most sets. Further keywords are fields of
+        Preprocess.
 
         Raises:
             StriateError: no image can be read, or a setting is not allowed.
         """
         shape = (size, size) if isinstance(size, int) else size
         draft = cls(size=shape, channels=channels, **how)
+        draft.array_shapes()
         counts = np.zeros((channels, 256), dtype=np.int64)
         pictures = getattr(split, "pictures", None)
         if pictures is not None and pictures.shape[3] == channels and draft.same_pixels(*pictures.shape[1:3]):
@@ -276,7 +363,17 @@ class Preprocess:
         # One grey level is the least that a picture can vary; a constant channel must not divide by 0.
         std = np.maximum(std, 1 / 255)
         rounded = [tuple(round(float(x), 6) for x in values) for values in (mean, std)]
-        return dataclasses.replace(draft, mean=rounded[0], std=rounded[1])
+        draft = dataclasses.replace(draft, mean=rounded[0], std=rounded[1])
+        if not draft.array_shapes():
+            return draft
+        kept = statistics.sample_views(split, draft)
+        # What the first step is given: standardised channels, or 0 to 1.
+        unit = {} if draft.steps[0].name == "channels" else {"mean": (0.0,), "std": (1.0,)}
+        first = dataclasses.replace(draft, input="channels", **unit)
+        arrays = statistics.fit_steps(
+            draft.steps, lambda: (first.normalise(part) for part in kept), shape, channels
+        )
+        return dataclasses.replace(draft, arrays=arrays)
 
 
 def _normalise(
