@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from striate.layers.normalization import Scale
 from striate.layers.pooling import GlobalAveragePool, GlobalMaxPool
+from striate.layers.regularization import DropPath
 from striate.nets.net import NETS, Net, check_range, finish, initialise
-from striate.nets.resnet import plain_layer
+from striate.nets.resnet import plain_layer, set_drop_path
 
 
 class PadShortcut(nn.Module):
@@ -40,10 +41,12 @@ class Block(nn.Module):
         same = stride == 1 and channels == width
         self.shortcut: nn.Module = nn.Identity() if same else PadShortcut(stride, width - channels)
         self.relu2 = nn.ReLU()
+        self.drop_path: DropPath | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The residual sum."""
         y = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        y = y if self.drop_path is None else self.drop_path(y)
         out: Tensor = self.relu2(y + self.shortcut(x))
         return out
 
@@ -71,8 +74,9 @@ def _head(maps: int, classes: int) -> list[tuple[str, nn.Module]]:
 
 
 def _cifar_resnet(
-    layers: int, classes: int, in_channels: int, zero_init: bool, width: int, blocks: int | None = None
-) -> Net:
+    layers: int, classes: int, in_channels: int, zero_init: bool, width: int, drop_path: float,
+    blocks: int | None = None,
+) -> Net:  # fmt: skip
     blocks, channels = _groups(layers, blocks, width)
     stages: list[tuple[str, nn.Module]] = plain_layer("1", in_channels, channels, 1)
     for group in (1, 2, 3):
@@ -86,10 +90,10 @@ def _cifar_resnet(
     small = (3 / blocks) ** 0.5 if blocks > 9 else 1.0
     net = Net(stages, head="fc", in_channels=in_channels, size=32, name=f"resnet{layers}")
     finish(net, "he", head=small)
-    if zero_init:
-        for module in net.modules():
-            if isinstance(module, Block):
-                nn.init.zeros_(module.bn2.weight)
+    found = [module for module in net.modules() if isinstance(module, Block)]
+    for module in found if zero_init else ():
+        nn.init.zeros_(module.bn2.weight)
+    set_drop_path(found, drop_path)
     return net
 
 
@@ -112,46 +116,63 @@ QUICK = {"width": 4}
 
 
 @NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)
-def resnet20(classes: int = 10, in_channels: int = 3, *, zero_init: bool = False, width: int = 16) -> Net:
+def resnet20(
+    classes: int = 10, in_channels: int = 3, *, zero_init: bool = False, width: int = 16,
+    drop_path: float = 0.0,
+) -> Net:  # fmt: skip
     """ResNet-20 for CIFAR: 3 blocks each of 16, 32, 64 maps; option A shortcuts; 0.27 M parameters.
 
     With `zero_init` the last norm of each block starts at 0, so that each block starts as its shortcut.
-    `width` is the number of maps of the first group, doubled in the next two.
+    `width` is the number of maps of the first group, doubled in the next two; `drop_path` the rate of
+    stochastic depth of the last block, rising linearly from the first (arXiv:1603.09382).
 
     Raises:
-        StriateError: `width` is not in 1 to 1024.
+        StriateError: `width` is not in 1 to 1024, or `drop_path` not in 0 to 0.99.
     """
-    return _cifar_resnet(20, classes, in_channels, zero_init, width)
+    return _cifar_resnet(20, classes, in_channels, zero_init, width, drop_path)
 
 
 @NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)
-def resnet32(classes: int = 10, in_channels: int = 3, *, zero_init: bool = False, width: int = 16) -> Net:
+def resnet32(
+    classes: int = 10, in_channels: int = 3, *, zero_init: bool = False, width: int = 16,
+    drop_path: float = 0.0,
+) -> Net:  # fmt: skip
     """ResNet-32 for CIFAR: 5 blocks each of 16, 32, 64 maps; option A shortcuts; 0.46 M parameters."""
-    return _cifar_resnet(32, classes, in_channels, zero_init, width)
+    return _cifar_resnet(32, classes, in_channels, zero_init, width, drop_path)
 
 
 @NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)
-def resnet44(classes: int = 10, in_channels: int = 3, *, zero_init: bool = False, width: int = 16) -> Net:
+def resnet44(
+    classes: int = 10, in_channels: int = 3, *, zero_init: bool = False, width: int = 16,
+    drop_path: float = 0.0,
+) -> Net:  # fmt: skip
     """ResNet-44 for CIFAR: 7 blocks each of 16, 32, 64 maps; option A shortcuts; 0.66 M parameters."""
-    return _cifar_resnet(44, classes, in_channels, zero_init, width)
+    return _cifar_resnet(44, classes, in_channels, zero_init, width, drop_path)
 
 
 @NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)
-def resnet56(classes: int = 10, in_channels: int = 3, *, zero_init: bool = False, width: int = 16) -> Net:
+def resnet56(
+    classes: int = 10, in_channels: int = 3, *, zero_init: bool = False, width: int = 16,
+    drop_path: float = 0.0,
+) -> Net:  # fmt: skip
     """ResNet-56 for CIFAR: 9 blocks each of 16, 32, 64 maps; option A shortcuts; 0.85 M parameters."""
-    return _cifar_resnet(56, classes, in_channels, zero_init, width)
+    return _cifar_resnet(56, classes, in_channels, zero_init, width, drop_path)
 
 
 @NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)
-def resnet110(classes: int = 10, in_channels: int = 3, *, zero_init: bool = False, width: int = 16) -> Net:
+def resnet110(
+    classes: int = 10, in_channels: int = 3, *, zero_init: bool = False, width: int = 16,
+    drop_path: float = 0.0,
+) -> Net:  # fmt: skip
     """ResNet-110 for CIFAR: 18 blocks each of 16, 32, 64 maps; option A shortcuts; 1.7 M parameters."""
-    return _cifar_resnet(110, classes, in_channels, zero_init, width)
+    return _cifar_resnet(110, classes, in_channels, zero_init, width, drop_path)
 
 
 @NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick={"width": 4, "blocks": 2})
 def resnet1202(
-    classes: int = 10, in_channels: int = 3, *, zero_init: bool = False, width: int = 16, blocks: int = 200
-) -> Net:
+    classes: int = 10, in_channels: int = 3, *, zero_init: bool = False, width: int = 16,
+    drop_path: float = 0.0, blocks: int = 200,
+) -> Net:  # fmt: skip
     """ResNet-1202 for CIFAR: 200 blocks each of 16, 32, 64 maps; option A shortcuts; 19.4 M parameters.
 
     Options as of `resnet20`; `blocks` is the number of blocks in each group.
@@ -159,7 +180,7 @@ def resnet1202(
     Raises:
         StriateError: `width` is not in 1 to 1024, or `blocks` not in 1 to 1000.
     """
-    return _cifar_resnet(1202, classes, in_channels, zero_init, width, blocks)
+    return _cifar_resnet(1202, classes, in_channels, zero_init, width, drop_path, blocks)
 
 
 @NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)

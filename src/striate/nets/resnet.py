@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
 from striate.layers.pooling import GlobalAveragePool
+from striate.layers.regularization import DropPath
 from striate.nets.net import NETS, Net, Size, check_range, finish, is_small
 
 PAPER = "arXiv:1512.03385, table 1"
@@ -50,6 +51,7 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.shortcut = _shortcut(channels, width, stride)
         self.relu2 = nn.ReLU()
+        self.drop_path: DropPath | None = None
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
@@ -59,6 +61,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The residual sum."""
         y = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        y = y if self.drop_path is None else self.drop_path(y)
         out: Tensor = self.relu2(y + self.shortcut(x))
         return out
 
@@ -83,6 +86,7 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(4 * width)
         self.shortcut = _shortcut(channels, 4 * width, stride)
         self.relu3 = nn.ReLU()
+        self.drop_path: DropPath | None = None
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
@@ -93,6 +97,7 @@ class Bottleneck(nn.Module):
         """The residual sum."""
         y = self.relu1(self.bn1(self.conv1(x)))
         y = self.bn3(self.conv3(self.relu2(self.bn2(self.conv2(y)))))
+        y = y if self.drop_path is None else self.drop_path(y)
         out: Tensor = self.relu3(y + self.shortcut(x))
         return out
 
@@ -123,6 +128,7 @@ def _resnet(
     size: Size,
     zero_init: bool,
     width: int,
+    drop_path: float,
 ) -> Net:
     check_range("width", width, 1, 1024)
     depths = DEPTHS[layers]
@@ -141,11 +147,24 @@ def _resnet(
         ("fc", nn.Linear(channels, classes)),
     ]
     net = finish(Net(stages, head="fc", in_channels=in_channels, size=size, name=f"resnet{layers}"), "he")
-    if zero_init:
-        for module in net.modules():
-            if isinstance(module, (BasicBlock, Bottleneck)):
-                nn.init.zeros_(module.last_norm.weight)
+    found = [module for module in net.modules() if isinstance(module, (BasicBlock, Bottleneck))]
+    for module in found if zero_init else ():
+        nn.init.zeros_(module.last_norm.weight)
+    set_drop_path(found, drop_path)
     return net
+
+
+def set_drop_path(blocks: Sequence[nn.Module], rate: float) -> None:
+    """Give each residual block its rate of stochastic depth: l / L of `rate` for block l of L, from 1.
+
+    arXiv:1603.09382, section 3, linear decay. With rate 0 the blocks stay as they are.
+
+    Raises:
+        StriateError: `rate` is not in 0 to 0.99.
+    """
+    check_range("drop_path", rate, 0, 0.99)
+    for number, block in enumerate(blocks if rate else (), start=1):
+        block.drop_path = DropPath(rate * number / len(blocks))  # type: ignore[assignment]
 
 
 def _plain(layers: int, classes: int, in_channels: int, size: Size, width: int) -> Net:
@@ -205,50 +224,56 @@ KEYS = {"torchvision": from_torchvision, "timm": from_torchvision}
 
 @NETS.register(paper=PAPER, family="resnet", size=224, small=True, quick=QUICK, keys=KEYS)
 def resnet18(
-    classes: int = 1000, in_channels: int = 3, *, size: Size = 224, zero_init: bool = False, width: int = 64
-) -> Net:
+    classes: int = 1000, in_channels: int = 3, *, size: Size = 224, zero_init: bool = False, width: int = 64,
+    drop_path: float = 0.0,
+) -> Net:  # fmt: skip
     """ResNet-18: 2, 2, 2, 2 basic blocks of 64 to 512 maps; 11.7 M parameters.
 
     Pictures of at most 64 pixels get a 3x3 stem of stride 1 without pooling. With `zero_init` the last norm
     of each block starts at 0, so that each block starts as its shortcut (arXiv:1706.02677, section 5.1).
-    `width` is the number of maps of conv1 and of the first group.
+    `width` is the number of maps of conv1 and of the first group; `drop_path` the rate of stochastic depth of
+    the last block, rising linearly from the first (arXiv:1603.09382).
 
     Raises:
-        StriateError: `width` is not in 1 to 1024.
+        StriateError: `width` is not in 1 to 1024, or `drop_path` not in 0 to 0.99.
     """
-    return _resnet(18, BasicBlock, classes, in_channels, size, zero_init, width)
+    return _resnet(18, BasicBlock, classes, in_channels, size, zero_init, width, drop_path)
 
 
 @NETS.register(paper=PAPER, family="resnet", size=224, small=True, quick=QUICK, keys=KEYS)
 def resnet34(
-    classes: int = 1000, in_channels: int = 3, *, size: Size = 224, zero_init: bool = False, width: int = 64
-) -> Net:
+    classes: int = 1000, in_channels: int = 3, *, size: Size = 224, zero_init: bool = False, width: int = 64,
+    drop_path: float = 0.0,
+) -> Net:  # fmt: skip
     """ResNet-34: 3, 4, 6, 3 basic blocks; 21.8 M parameters. Options as of `resnet18`."""
-    return _resnet(34, BasicBlock, classes, in_channels, size, zero_init, width)
+    return _resnet(34, BasicBlock, classes, in_channels, size, zero_init, width, drop_path)
 
 
 @NETS.register(paper=PAPER, family="resnet", size=224, small=True, quick=QUICK, keys=KEYS)
 def resnet50(
-    classes: int = 1000, in_channels: int = 3, *, size: Size = 224, zero_init: bool = False, width: int = 64
-) -> Net:
+    classes: int = 1000, in_channels: int = 3, *, size: Size = 224, zero_init: bool = False, width: int = 64,
+    drop_path: float = 0.0,
+) -> Net:  # fmt: skip
     """ResNet-50: 3, 4, 6, 3 bottleneck blocks; 25.6 M parameters. Options as of `resnet18`."""
-    return _resnet(50, Bottleneck, classes, in_channels, size, zero_init, width)
+    return _resnet(50, Bottleneck, classes, in_channels, size, zero_init, width, drop_path)
 
 
 @NETS.register(paper=PAPER, family="resnet", size=224, small=True, quick=QUICK, keys=KEYS)
 def resnet101(
-    classes: int = 1000, in_channels: int = 3, *, size: Size = 224, zero_init: bool = False, width: int = 64
-) -> Net:
+    classes: int = 1000, in_channels: int = 3, *, size: Size = 224, zero_init: bool = False, width: int = 64,
+    drop_path: float = 0.0,
+) -> Net:  # fmt: skip
     """ResNet-101: 3, 4, 23, 3 bottleneck blocks; 44.5 M parameters. Options as of `resnet18`."""
-    return _resnet(101, Bottleneck, classes, in_channels, size, zero_init, width)
+    return _resnet(101, Bottleneck, classes, in_channels, size, zero_init, width, drop_path)
 
 
 @NETS.register(paper=PAPER, family="resnet", size=224, small=True, quick=QUICK, keys=KEYS)
 def resnet152(
-    classes: int = 1000, in_channels: int = 3, *, size: Size = 224, zero_init: bool = False, width: int = 64
-) -> Net:
+    classes: int = 1000, in_channels: int = 3, *, size: Size = 224, zero_init: bool = False, width: int = 64,
+    drop_path: float = 0.0,
+) -> Net:  # fmt: skip
     """ResNet-152: 3, 8, 36, 3 bottleneck blocks; 60.2 M parameters. Options as of `resnet18`."""
-    return _resnet(152, Bottleneck, classes, in_channels, size, zero_init, width)
+    return _resnet(152, Bottleneck, classes, in_channels, size, zero_init, width, drop_path)
 
 
 @NETS.register(paper=f"{PAPER} and section 3.3", family="resnet", size=224, small=True, quick=QUICK)
