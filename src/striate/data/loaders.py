@@ -15,6 +15,7 @@ from torch import Tensor
 from striate.core.errors import StriateError, unknown
 from striate.core.machine import processors
 from striate.data.augment import Pipeline, parse
+from striate.data.augment_mix import Mixing
 from striate.data.memory import Memory, fits_memory
 from striate.data.preprocess import Preprocess
 from striate.data.reader import Reader
@@ -29,7 +30,8 @@ class Batch:
     """What a step of training or testing needs.
 
     images: (N, C, h, w) float32, normalised, channels_last; targets: (N,) int64 classes, (N, K) float32
-    zeros and ones, or (N, h, w) int64 masks with 255 = ignored; index: (N,) sample numbers within the split.
+    zeros and ones, or (N, h, w) int64 masks with 255 = ignored; where samples are mixed, (N, K) float32
+    shares of the classes instead of class numbers; index: (N,) sample numbers within the split.
     """
 
     images: Tensor
@@ -48,10 +50,11 @@ class Loader:
     process takes its part. drop_last leaves out a last batch that is not full (None: in training).
     mode: "memory" (all views in one array), "stream" (decoded as needed, in threads), "processes" (the
     same in processes), or "auto": memory when `fits_memory`. workers: threads or processes, None = one for
-    each processor; 0 = none, all work is done in the caller. prefetch: batches made ahead.
+    each processor; 0 = none, all work is done in the caller. prefetch: batches made ahead. classes: how many
+    there are, where samples of class numbers are mixed.
 
     Raises:
-        StriateError: an unknown mode or augmentation, or numbers out of range.
+        StriateError: an unknown mode or augmentation, numbers out of range, or targets that cannot be mixed.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Loader:
         world: int = 1,
         drop_last: bool | None = None,
         prefetch: int = 4,
+        classes: int | None = None,
     ) -> None:
         if mode not in MODES:
             raise unknown("loader mode", mode, MODES)
@@ -83,7 +87,10 @@ class Loader:
             raise StriateError(f"rank is {rank} of {world}", allowed=f"0 to {world - 1}")
         self.split, self.preprocess, self.batch, self.seed, self.train = split, preprocess, batch, seed, train
         self.rank, self.world = rank, world
-        self.pipeline = parse(augment)
+        self.pipeline = parse(augment).fitted(split, preprocess)
+        if not train and (self.pipeline.mixers or self.pipeline.times > 1):
+            raise StriateError(f"{self.pipeline.text!r} in testing", hint="mix and repeat in training only")
+        self._mixing = Mixing(self.pipeline, split, seed, classes) if self.pipeline.mixers else None
         self.drop_last = train if drop_last is None else drop_last
         self.waited = 0.0
         # OpenCV's own threads would compete with the loader's and with the net's.
@@ -131,7 +138,7 @@ class Loader:
         began = time.perf_counter()
         source = self._source.batches(self._spans(epoch, start))
         try:
-            for found in source:
+            for span, found in zip(self._spans(epoch, start), source, strict=False):
                 if not len(found.numbers):
                     continue
                 # A copy at the same time: the loader's own array is used again.
@@ -140,6 +147,8 @@ class Loader:
                     targets = torch.from_numpy(found.masks.astype(np.int64))
                 else:
                     targets = self._targets(found.numbers)
+                if self._mixing is not None:
+                    images, targets = self._mixing(images, targets, epoch, span.begin)
                 self.waited += time.perf_counter() - began
                 yield Batch(images, targets, found.numbers)
                 began = time.perf_counter()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -10,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from striate.core.errors import BadImage, StriateError
-from striate.data import philox
 from striate.data.augment import Pipeline
 from striate.data.preprocess import Preprocess
 from striate.data.samples import Split
@@ -57,12 +55,12 @@ class Reader:
         if not self.train:
             return self._order[1]
         if self._order[0] != epoch:
-            self._order = (epoch, philox.permutation(self.seed, epoch, len(self.split)))
+            self._order = (epoch, self.pipeline.order(self.seed, epoch, len(self.split)))
         return self._order[1]
 
-    def draw(self, epoch: int, numbers: Integers) -> NDArray[np.float64]:
-        """The random numbers (N, draws) of these samples in this epoch."""
-        return self.pipeline.draw(self.seed, epoch, numbers)
+    def draw(self, epoch: int, begin: int, end: int) -> NDArray[np.float64]:
+        """The random numbers (N, draws) of the samples at the places [begin, end) of this epoch's order."""
+        return self.pipeline.draw(self.seed, epoch, self.order(epoch)[begin:end], begin)
 
     def candidates(self, epoch: int, position: int) -> Iterator[int]:
         """The sample at this place of the epoch, and in training those that could stand in for it.
@@ -105,12 +103,20 @@ class Reader:
         """How many upper rows of an image of this height and width the view is made of."""
         height, width = size
         view = self.preprocess.view_size(height, width)
-        (_, slant, _), (other, scale, shift), _ = self.pipeline.matrix(
+        (sx, slant, dx), (other, sy, dy), _ = self.pipeline.matrix(
             u, height, width, self.preprocess, frame
         ).tolist()
-        if slant or other or not scale or self.preprocess.interpolation != "bilinear":
+        if slant or other or self.pipeline.bends or self.preprocess.interpolation != "bilinear":
             return height
-        return min(height, math.ceil(max(-shift / scale, (view[0] - shift) / scale)) + 1)
+        ends = (-dx / sx, (view[1] - dx) / sx, -dy / sy, (view[0] - dy) / sy)
+        # Other than a slice of the image, a view may be blurred first, and its border be mirrored.
+        if (
+            max(abs(end - round(end)) for end in ends) > 1e-6
+            or min(ends) < -0.5
+            or max(ends[:2]) > width + 0.5
+        ):
+            return height
+        return min(height, round(max(ends[2:])))
 
     def read(
         self,

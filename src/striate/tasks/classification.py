@@ -111,7 +111,8 @@ class Classification(_Classifier):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy, mean over the examples; with class weights w, Σ w_y loss / Σ w_y.
 
-        Label smoothing e trains towards (1 - e) one-hot + e / K (arXiv:1512.00567, section 7).
+        Label smoothing e trains towards (1 - e) one-hot + e / K (arXiv:1512.00567, section 7). targets: class
+        numbers (N,), or shares of the classes (N, K), whose weight is the mean of the classes' weights.
         """
         weights = self._weights_like(outputs)
         if weights is None:
@@ -119,7 +120,7 @@ class Classification(_Classifier):
         each = functional.cross_entropy(
             outputs, targets, label_smoothing=self.label_smoothing, reduction="none"
         )
-        own = weights[targets]
+        own = targets @ weights if targets.is_floating_point() else weights[targets]
         return (own * each).sum() / own.sum().clamp_min(1e-12)
 
     def posterior(self, outputs: Tensor) -> Tensor:
@@ -160,11 +161,11 @@ class MultiLabel(_Classifier):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Binary cross-entropy, mean over examples and labels; with weights w, Σ w loss / Σ w.
 
-        Label smoothing e trains towards (1 - e) t + e / 2.
+        Label smoothing e trains towards (1 - e) t + e / 2. Labels between 0 and 1 are weighted between.
         """
         goal = targets.to(outputs.dtype)
         weights = self._weights_like(outputs)
-        own = None if weights is None else torch.where(goal > 0.5, weights[1], weights[0])
+        own = None if weights is None else weights[0] + goal * (weights[1] - weights[0])
         if self.label_smoothing:
             goal = goal * (1 - self.label_smoothing) + self.label_smoothing / 2
         if own is None:

@@ -143,7 +143,7 @@ def prepare(
         recipe = recipe.with_(lr=settle_rate(recipe, net))
     optimizer = build_optimizer(net, recipe)
     check_wrapping(net, recipe)
-    loader = training_loader(train, preprocess, recipe, place)
+    loader = training_loader(train, preprocess, recipe, place, len(task.classes))
     plan = Plan.of(recipe, -(-len(loader) // recipe.accumulate))
     tester = validation_loader(val, preprocess, recipe, place)
     job = Job(
@@ -251,11 +251,14 @@ def fit_preprocess(recipe: Recipe, train: Split) -> Preprocess:
     return Preprocess.fit(train, size, channels=recipe.channels or 3, crop=recipe.crop, resize=recipe.resize)
 
 
-def training_loader(split: Split, preprocess: Preprocess, recipe: Recipe, place: Place) -> Loader:
+def training_loader(
+    split: Split, preprocess: Preprocess, recipe: Recipe, place: Place, classes: int
+) -> Loader:
     """Batches for training; each process takes its part of `recipe.batch` images."""
     return Loader(
         split, preprocess, batch=(recipe.batch or 1) // place.world, seed=recipe.seed, train=True,
         augment=recipe.augment, workers=recipe.workers, mode=recipe.mode, rank=place.rank, world=place.world,
+        classes=classes,
     )  # fmt: skip
 
 
