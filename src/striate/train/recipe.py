@@ -11,7 +11,7 @@ from striate.core.settings import check, setting
 from striate.train.resizing import parse_steps
 
 # Settings that change no bit of the result: a resumed run may be given others.
-FREE = ("workers", "checkpoint_every", "preflight")
+FREE = ("workers", "checkpoint_every", "keep_every", "preflight")
 
 
 @dataclass(frozen=True)
@@ -213,6 +213,10 @@ class Recipe:
     checkpoint_every: float = setting(
         60.0, help="Seconds between checkpoints; one is also written after each epoch.", minimum=0.0
     )
+    keep_every: int = setting(
+        0, help="Keep a model before the first epoch and after every so many; 0: none.",
+        minimum=0,
+    )  # fmt: skip
     preflight: bool = setting(True, help="Check data, net, loss, disk and memory before the first epoch.")
 
     def __post_init__(self) -> None:

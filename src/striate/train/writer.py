@@ -136,6 +136,8 @@ class Writer:
         """Do what an event of `fit` asks for."""
         if event == "tick":
             self.progress.tick(self.tick(job))
+        elif event == "epoch-start":
+            self.keep(job)
         elif event == "checkpoint":
             self.checkpoint(job)
         elif event == "best" and self.first:
@@ -162,7 +164,16 @@ class Writer:
                 "updates": job.average.updates,
                 "averaged": job.average.last,
             }
+        # Before the checkpoint: a run that is killed between the two writes it again.
+        self.keep(job)
         write_checkpoint(self.run.checkpoints / LAST, tree)
+
+    def keep(self, job: Job) -> None:
+        """Keep the model as it stands between two epochs, every `keep_every` epochs and before the first."""
+        every, epoch = job.recipe.keep_every, job.state.epoch
+        path = self.run.checkpoints / f"epoch-{epoch:04d}.safetensors"
+        if self.first and every and job.state.batch == 0 and epoch % every == 0 and not path.exists():
+            self.model(job).save(path)
 
     def epoch(self, job: Job) -> None:
         """Write the metrics and tell of the epoch."""
