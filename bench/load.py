@@ -6,7 +6,8 @@ JPEG of 500x375, quality 90 -> random resized crop to 224 (area 0.08 to 1, aspec
 normalise, batches of 32. Both sides draw the same boxes, resample with an antialiased bilinear filter and
 give float32 batches. The Pillow side does what most training scripts do: a Dataset that decodes, crops, flips
 and normalises one image (to a float tensor of 0 to 1, then a normalised copy), in two processes. Rounds
-alternate (ours, Pillow, ours, ...) in one run; the ratio is that of the medians. One JSON line a figure.
+alternate (ours, Pillow, ours, ...) in one run; the ratio is that of the medians. In the first of them each of
+our files is decoded whole, as in a first epoch; later only as far down as its crop. One JSON line a figure.
 """
 
 from __future__ import annotations
@@ -41,19 +42,17 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AUGMENT = "random-resized-crop+flip"
 
 
-def make_photos(folder: Path, count: int, source: Path | None) -> None:
-    """`count` JPEG files of 500x375, quality 90: resized photographs, or noise of their spectrum."""
+def make_photos(
+    folder: Path, count: int, source: Path | None, size: tuple[int, int] = (WIDTH, HEIGHT)
+) -> None:
+    """`count` JPEG files of quality 90, (width, height): resized photographs, or noise of their spectrum."""
     found = sorted(p for p in source.rglob("*") if p.suffix.lower() in (".jpeg", ".jpg")) if source else []
     rng = np.random.default_rng(0)
     for i in range(count):
         if found:
-            image = (
-                Image.open(found[i % len(found)])
-                .convert("RGB")
-                .resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
-            )
+            image = Image.open(found[i % len(found)]).convert("RGB").resize(size, Image.Resampling.BICUBIC)
         else:
-            image = Image.fromarray(pink(rng))
+            image = Image.fromarray(pink(rng)).resize(size)
         image.save(folder / f"{i:05d}.jpg", quality=90)
 
 
