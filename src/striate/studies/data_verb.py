@@ -1,0 +1,46 @@
+"""The verb `data`: check, describe or show a data set."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from striate.core.answer import Answer
+
+
+def data(
+    action: Literal["check", "describe", "show"], path: str, *, near: int = 2, out: str | None = None,
+    augment: str = "auto", size: int | tuple[int, int] | None = None, batch: int | None = None,
+    seed: int = 0, images: int = 6, views: int = 7,
+) -> Answer:  # fmt: skip
+    """Check a data set for trouble, or draw what a net sees of it in training.
+
+    Args:
+        action: check reads every image; describe only opens the set; show draws augmented images
+        path: a folder, .zip, .tar, .csv or IDX file, or a name
+        near: check: near duplicates differ in at most so many of 64 hash bits; -1 looks for exact ones only
+        out: write the findings to this .json file too; show: the picture, by default augmented.png
+        augment: show: the augmentation, such as 'pad-crop(4)+flip+mixup'; auto: what training would take
+        size: show: input size in pixels, one number or [height, width]; by default what training would take
+        batch: show: images a batch, from which mixed samples come; by default what training would take
+        seed: show: the seed of all random draws
+        images: show: how many images, one a row
+        views: show: how many views of each
+    """
+    from striate.data.checks import check_data
+    from striate.data.formats import open_data
+
+    if action == "show":
+        from striate.studies.sheet import show_augmented
+
+        sheet = show_augmented(
+            path, out=out or "augmented.png", images=images, views=views, augment=augment, size=size,
+            batch=batch, seed=seed,
+        )  # fmt: skip
+        return Answer(sheet.lines(), sheet.to_dict())
+    dataset = open_data(path, strict=False)
+    if action == "describe":
+        return Answer(dataset.describe().splitlines(), {"path": path, "classes": list(dataset.classes)})
+    result = check_data(dataset, near=near)
+    if out:
+        result.save(out)
+    return Answer(result.lines(), result.to_dict())
