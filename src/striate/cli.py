@@ -10,25 +10,19 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from striate.core.answer import Answer
 from striate.core.errors import StriateError
+from striate.studies.data_verb import data
+from striate.studies.show_units import units
 from striate.train.recipe import Recipe
 
 ListKind = Literal[
     "nets", "layers", "initialisations", "stages", "weights", "formats", "augmentations", "tasks",
     "optimizers", "schedules", "protocols", "methods",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a verb says: lines for people, and the same as JSON values for `--json`."""
-
-    lines: Sequence[str]
-    values: dict[str, Any] = field(default_factory=dict)
 
 
 def train(
@@ -136,29 +130,6 @@ def visualize(
         [f"{picture.title}: {path}", *picture.lines()],
         {**picture.brief(), "path": str(path)},
     )
-
-
-def data(
-    action: Literal["check", "describe"], path: str, *, near: int = 2, out: str | None = None,
-) -> Answer:  # fmt: skip
-    """Check a data set: counts, sizes, unreadable files, duplicates, leaks between splits.
-
-    Args:
-        action: check reads every image; describe only opens the set
-        path: a folder, .zip, .tar, .csv or IDX file, or a name
-        near: near duplicates differ in at most so many of 64 hash bits; -1 looks for exact ones only
-        out: write the findings to this .json file too
-    """
-    from striate.data.checks import check_data
-    from striate.data.formats import open_data
-
-    dataset = open_data(path, strict=False)
-    if action == "describe":
-        return Answer(dataset.describe().splitlines(), {"path": path, "classes": list(dataset.classes)})
-    result = check_data(dataset, near=near)
-    if out:
-        result.save(out)
-    return Answer(result.lines(), result.to_dict())
 
 
 def weights(
@@ -274,9 +245,9 @@ def doctor() -> Answer:
 
 
 VERBS: dict[str, Any] = {
-    "train": train, "evaluate": evaluate, "predict": predict, "visualize": visualize, "data": data,
-    "nets": nets, "compare": compare, "weights": weights, "report": report, "list": list_, "demo": demo,
-    "doctor": doctor,
+    "train": train, "evaluate": evaluate, "predict": predict, "visualize": visualize, "units": units,
+    "data": data, "nets": nets, "compare": compare, "weights": weights, "report": report, "list": list_,
+    "demo": demo, "doctor": doctor,
 }  # fmt: skip
 
 

@@ -1,0 +1,211 @@
+"""What is kept of one stage while images stream by: its units' strongest images, and sums over all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from striate.core.errors import StriateError
+from striate.visualize.method import must_be_numbers
+
+EMPTY = -torch.inf
+# Values of the maps that are looked through at once for the place of their maximum.
+MOST_VALUES = 4_000_000
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of one batch: sample numbers and pixel digests (N,), those to leave out, those sampled.
+
+    repeats: images whose pixels an earlier image of the batch has too; sampled: images whose positions are
+    counted.
+    """
+
+    index: Tensor
+    digests: Tensor
+    repeats: Tensor
+    sampled: Tensor
+
+    def to(self, device: torch.device) -> Facts:
+        """The same on a device."""
+        return Facts(*(part.to(device) for part in (self.index, self.digests, self.repeats, self.sampled)))
+
+
+class Running:
+    """One stage: for each of its C units the k strongest images, and sums for the statistics.
+
+    A unit's response to an image is its largest value over the map's positions. Of equal responses the
+    earlier image is the stronger, of equal positions the first one in reading order; pixels that a kept
+    image has already do not count again. Memory: C * k entries, sums, and C * C for the correlation where C
+    is at most `widest`.
+    """
+
+    def __init__(self, stage: str, k: int, widest: int) -> None:
+        self.stage, self.k, self.widest = stage, k, widest
+        self.shape: tuple[int, ...] = ()
+        self.images = 0
+        self.positions = 0
+
+    def see(self, output: object, facts: Facts) -> None:
+        """Take in what the stage gives for one batch: maps (N, C, h, w) or values (N, C).
+
+        Raises:
+            StriateError: it gives something else, another number of units than before, or no numbers.
+        """
+        maps = self._maps(output)
+        found = strongest(maps).float()
+        must_be_numbers(found, f"the activations of {self.stage!r}")
+        if not self.shape:
+            self._start(maps, found)
+        elif maps.shape[1] != self.shape[0]:
+            raise StriateError(
+                f"stage {self.stage!r} gives {maps.shape[1]} units after {self.shape[0]} before",
+                hint="units are told apart by their number: name a stage with a fixed number of them",
+            )
+        self._rank(maps, found, facts)
+        self._add(maps, found, facts)
+
+    def _maps(self, output: object) -> Tensor:
+        if isinstance(output, Tensor) and output.ndim == 2 and output.is_floating_point():
+            return output[:, :, None, None]
+        if isinstance(output, Tensor) and output.ndim == 4 and output.is_floating_point():
+            return output
+        shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
+        raise StriateError(
+            f"stage {self.stage!r} gives {shape}, which are no units",
+            allowed="maps (units, height, width) or values (units,) of each image",
+        )
+
+    def _start(self, maps: Tensor, found: Tensor) -> None:
+        units, device = maps.shape[1], maps.device
+        self.shape = tuple(maps.shape[1:])
+        self.values = torch.full((units, self.k), EMPTY, device=device)
+        self.index = torch.full((units, self.k), -1, dtype=torch.int64, device=device)
+        self.places = torch.full((units, self.k, 2), -1, dtype=torch.int64, device=device)
+        self.digests = torch.zeros((units, self.k), dtype=torch.int64, device=device)
+        # Sums are taken of differences from the first image's values: they do not cancel.
+        kind = torch.float32 if device.type == "mps" else torch.float64
+        self.origin = found[0].to(kind)
+        self.total = torch.zeros(units, dtype=kind, device=device)
+        self.square = torch.zeros_like(self.total)
+        self.active = torch.zeros_like(self.total)
+        self.rectified, self.rectified_square = torch.zeros_like(self.total), torch.zeros_like(self.total)
+        cross = units <= self.widest
+        self.cross = torch.zeros((units, units), dtype=kind, device=device) if cross else None
+        self.middle = maps[0].mean((1, 2)).float()
+        self.sums = torch.zeros((3, units), dtype=kind, device=device)
+
+    def _rank(self, maps: Tensor, found: Tensor, facts: Facts) -> None:
+        """Put the images that are stronger than a unit's weakest kept one in their places."""
+        better = (found > self.values[:, -1]) & ~facts.repeats[:, None]
+        images, units = better.nonzero(as_tuple=True)
+        if len(images) == 0:
+            return
+        known = (self.digests[units] == facts.digests[images][:, None]) & (self.index[units] >= 0)
+        twins = known.any(1)
+        better[images[twins], units[twins]] = False
+        chosen = better.any(0).nonzero()[:, 0]
+        if len(chosen) == 0:
+            return
+        fresh = found.masked_fill(~better, EMPTY).T[chosen]
+        # A stable sort of what is kept, then the batch in its order: of equals the earlier image wins.
+        values, order = torch.cat([self.values[chosen], fresh], 1).sort(1, descending=True, stable=True)
+        values, order = values[:, : self.k], order[:, : self.k]
+        new = (order >= self.k) & (values > EMPTY)
+        batch = order - self.k
+        old = order.clamp(max=self.k - 1)
+        inside = batch.clamp(min=0)
+        index = torch.where(new, facts.index[inside], self.index[chosen].gather(1, old))
+        digests = torch.where(new, facts.digests[inside], self.digests[chosen].gather(1, old))
+        places = self.places[chosen].gather(1, old[..., None].expand(-1, -1, 2))
+        empty = values == EMPTY
+        index[empty], places[empty] = -1, -1
+        rows, slots = new.nonzero(as_tuple=True)
+        places[rows, slots] = where_strongest(maps, batch[rows, slots], chosen[rows])
+        self.values[chosen], self.index[chosen] = values, index
+        self.places[chosen], self.digests[chosen] = places, digests
+
+    def _add(self, maps: Tensor, found: Tensor, facts: Facts) -> None:
+        kind = self.total.dtype
+        apart = found.to(kind) - self.origin
+        above = found.clamp(min=0).to(kind)
+        self.images += len(found)
+        self.total += apart.sum(0)
+        self.square += (apart * apart).sum(0)
+        self.active += (found > 0).sum(0)
+        self.rectified += above.sum(0)
+        self.rectified_square += (above * above).sum(0)
+        if self.cross is not None:
+            self.cross += apart.T @ apart
+        if not bool(facts.sampled.any()):
+            return
+        some = maps if bool(facts.sampled.all()) else maps[facts.sampled]
+        apart = some.float() - self.middle[:, None, None]
+        self.positions += len(some) * some.shape[2] * some.shape[3]
+        self.sums[0] += apart.sum((2, 3)).to(kind).sum(0)
+        self.sums[1] += apart.square_().sum((2, 3)).to(kind).sum(0)
+        self.sums[2] += (some > 0).sum((0, 2, 3))
+
+    # --- what has been found ----------------------------------------------------------------------------
+
+    def statistics(self) -> dict[str, NDArray[np.float64]]:
+        """The statistics (C,) by name, as `units.StageUnits` tells them."""
+        n, m = self.images, self.positions
+        total, square = self.total.cpu().double(), self.square.cpu().double()
+        sums, middle = self.sums.cpu().double(), self.middle.cpu().double()
+        mean = sums[0] / m
+        share = self.rectified.cpu().double() ** 2 / (n * self.rectified_square.cpu().double())
+        figures = {
+            "mean": mean + middle,
+            "variance": (sums[1] / m - mean * mean).clamp(min=0),
+            "active": sums[2] / m,
+            "response_mean": total / n + self.origin.cpu().double(),
+            "response_variance": (square / n - (total / n) ** 2).clamp(min=0),
+            "response_active": self.active.cpu().double() / n,
+            # One image alone cannot tell; a unit that is never active has no share (0 / 0).
+            "sparseness": (1 - share) / (1 - 1 / n) if n > 1 else torch.full_like(mean, torch.nan),
+        }
+        return {name: values.numpy() for name, values in figures.items()}
+
+    def correlation(self) -> NDArray[np.float32] | None:
+        """Pearson's correlation (C, C) of the responses; NaN for units whose response never varies."""
+        if self.cross is None:
+            return None
+        mean = self.total.cpu().double() / self.images
+        covariance = self.cross.cpu().double() / self.images - mean[:, None] * mean
+        variance = covariance.diagonal().clone()
+        # Rounding leaves a constant response some 1e-16 of its square: that is no variance.
+        scale = self.square.cpu().double() / self.images
+        variance[variance <= 1e-12 * scale] = torch.nan
+        deviation = variance.sqrt()
+        matrix = (covariance / (deviation[:, None] * deviation)).clamp(-1, 1)
+        found: NDArray[np.float32] = matrix.float().numpy()
+        return found
+
+
+def strongest(maps: Tensor) -> Tensor:
+    """The largest value (N, C) of each map (N, C, h, w), by the kernel that is fast in its memory order."""
+    height, width = maps.shape[2:]
+    if height * width == 1:
+        return maps[:, :, 0, 0]
+    if maps.is_contiguous():
+        return maps.amax((2, 3))
+    # Reductions over the outer axes of channels_last memory are up to ten times as slow as pooling.
+    return F.max_pool2d(maps, (height, width))[:, :, 0, 0]
+
+
+def where_strongest(maps: Tensor, images: Tensor, units: Tensor) -> Tensor:
+    """Row and column (M, 2) of the first maximum of the maps (image, unit)."""
+    width = maps.shape[3]
+    at_once = max(1, MOST_VALUES // (maps.shape[2] * width))
+    parts = [
+        maps[some, which].flatten(1).argmax(1)
+        for some, which in zip(images.split(at_once), units.split(at_once), strict=True)
+    ]
+    flat = torch.cat(parts)
+    return torch.stack([flat // width, flat % width], 1)
