@@ -27,8 +27,8 @@ ListKind = Literal[
 
 def train(
     data: str | None = None, recipe: Recipe = Recipe(), *, out: str | None = None,  # noqa: B008
-    resume: bool | str = False, repeats: int = 1, dry_run: bool = False, report: bool = True,
-    given: frozenset[str] = frozenset(),
+    resume: bool | str = False, repeats: int = 1, dry_run: bool = False,
+    range_test: bool = False, report: bool = True, given: frozenset[str] = frozenset(),
 ) -> Answer:  # fmt: skip
     """Train a network on a data set, test it, look inside it, and write the report.
 
@@ -38,13 +38,15 @@ def train(
         resume: continue this run folder (none named: `out`, or the last run); more `epochs` extend a run
         repeats: train so many times, with seeds from `seed` on, and give mean and spread
         dry_run: make all checks, train nothing
+        range_test: train nothing, but try rising learning rates, plot the loss and suggest a rate
         report: write report.html when done
     """
     from striate.studies import job
 
     result = job.train_verb(
-        data, recipe, out=out, resume=resume, repeats=repeats, dry_run=dry_run, report=report, given=given
-    )
+        data, recipe, out=out, resume=resume, repeats=repeats, dry_run=dry_run, range_test=range_test,
+        report=report, given=given,
+    )  # fmt: skip
     return Answer(result.lines(), result.to_dict())
 
 

@@ -105,13 +105,18 @@ def train_and_report(
 
 def train_verb(
     data: str | None, recipe: Recipe, *, out: str | None = None, resume: bool | str = False, repeats: int = 1,
-    dry_run: bool = False, report: bool = True, given: Collection[str] = frozenset(),
+    dry_run: bool = False, range_test: bool = False, report: bool = True,
+    given: Collection[str] = frozenset(),
 ) -> Any:  # fmt: skip
-    """What `striate train` does: the whole job, several of it with `repeats`, or its checks only."""
-    if data is None and (dry_run or repeats != 1):
+    """What `striate train` does: the whole job, several of it with `repeats`, or its checks or rates only."""
+    if data is None and (dry_run or range_test or repeats != 1):
         raise StriateError("no data given", hint="give a folder of images, an archive, a .csv or a name")
     if dry_run:
         return Rehearsal(tuple(session.rehearse(data or "", recipe, out=out)))
+    if range_test:
+        from striate.train import range_test as rates
+
+        return rates.range_test(data or "", recipe, out=out)
     if repeats == 1:
         return train_and_report(data, recipe, out=out, resume=resume, report=report, given=given)
     assert data is not None
