@@ -45,6 +45,12 @@ class Recipe:
     augment: str = setting(
         "auto", help="Augmentation such as 'pad-crop(4)+flip' ('striate list augmentations'), none or auto."
     )
+    input: str = setting(
+        "channels", help="Input statistics, such as pixels, lcn or gcn+zca ('striate list inputs')."
+    )
+    bootstrap: bool = setting(
+        False, help="Train on as many images drawn with replacement, by the seed: one net of a bagging."
+    )
     progressive: str = setting(
         "",
         help="Smaller images first: 'SIZE@PART', the shorter side until that part of the run (24@0.5).",
@@ -168,6 +174,9 @@ class Recipe:
     )
     restarts: int = setting(
         0, help="Warm restarts of the cosine and triangular schedules; cosine with them is SGDR.", minimum=0
+    )
+    snapshots: bool = setting(
+        False, help="Keep the model at the end of each cycle, for an ensemble ('striate ensemble RUN')."
     )
     growth: float = setting(1.0, help="Length of each cycle as a multiple of the one before.", minimum=0.1)
     power: float = setting(1.0, help="Exponent of the polynomial schedule; 1 is a line.", minimum=0.01)

@@ -20,6 +20,8 @@ from striate.data.samples import Dataset
 from striate.train.checkpoint import LAST
 from striate.train.devices import Place, place, threads
 from striate.train.fit import Interrupted, Job, Listen, Stop, fit
+from striate.train.growing import SHALLOW, grow_job, shallow_recipe, to_train_first
+from striate.train.members import with_arrays
 from striate.train.preflight import preflight
 from striate.train.progress import Progress
 from striate.train.recipe import FREE, Recipe
@@ -101,12 +103,30 @@ def _train(data: Any, start: Start, here: Place, progress: bool, watch: Listen |
         warnings = on_first(here, opened)
         if begun:
             writer.restore()
+        elif start.asked.grow_from:
+            writer.grown(grow_job(setup.job, shallow(dataset, start, here, progress)))
         writer.note(warnings)
         with Stop().listening() as stop:
             done = fit(setup.job, after(writer.listen, watch), due=show.due, stop=stop)
     if not done:
         raise Interrupted(stop.number or 15, str(start.folder))
     return writer.run
+
+
+def shallow(dataset: Dataset, start: Start, here: Place, progress: bool) -> str | Path:
+    """The trained model that a run grows its net from: it is trained now where the recipe names a net.
+
+    Raises:
+        StriateError: as `train`.
+    """
+    if not to_train_first(start.asked):
+        return start.asked.grow_from
+    folder = start.folder / SHALLOW
+    first = on_first(here, lambda: begin(dataset, shallow_recipe(start.asked), None, folder, True))
+    try:
+        return _train(dataset, first, here, progress).path
+    except Interrupted as stopped:
+        raise Interrupted(stopped.signal, str(start.folder)) from stopped
 
 
 def after(first: Listen, second: Listen | None) -> Listen:
@@ -223,7 +243,7 @@ def begin(data: Any, wanted: Recipe, named: Collection[str] | None, out: Any, re
         merged = agree(folder, wanted, named, asked, settled)
         changes = {name: getattr(merged, name) for name in (*FREE, *EXTENDS)}
         written["recipe"] = settings.to_dict(settled.with_(**changes))
-        return Start(folder, merged, written)
+        return Start(folder, merged, with_arrays(folder, written))
     if data is None:
         raise StriateError("no data given", hint="give a folder of images, an archive, a .csv or a name")
     if (folder / SETTINGS).exists():

@@ -17,12 +17,15 @@ from striate.data.augment import parse as parse_augment
 from striate.data.loaders import Loader
 from striate.data.preprocess import Preprocess
 from striate.data.samples import Dataset, Split
+from striate.data.statistics import parse_input
 from striate.nets.net import NETS
 from striate.tasks.task import Task, make_task
 from striate.train.averages import make_average
 from striate.train.devices import Place, mixed
 from striate.train.fit import Job
 from striate.train.freezing import make_freezing
+from striate.train.growing import check_growth
+from striate.train.members import bootstrap, check_snapshots
 from striate.train.optimize import OPTIMIZERS, build_optimizer
 from striate.train.penalties import make_penalty
 from striate.train.recipe import Recipe, auto_augment, auto_batch, auto_net, auto_rate, auto_size
@@ -68,6 +71,8 @@ def check_names(recipe: Recipe) -> None:
     Raises:
         StriateError: an unknown net, optimiser, schedule or augmentation, or a contradiction.
     """
+    parse_input(recipe.input)
+    check_snapshots(recipe)
     if recipe.net != "auto":
         NETS.entry(recipe.net)
     OPTIMIZERS.entry(recipe.optimizer)
@@ -117,9 +122,11 @@ def prepare(
     """
     check_names(asked)
     train, val = training_splits(dataset, asked)
+    if asked.bootstrap:
+        train = bootstrap(train, asked.seed)
     if written:
         recipe = settings.from_dict(Recipe, written["recipe"])
-        preprocess = Preprocess.from_dict(written["preprocess"])
+        preprocess = Preprocess.from_dict(written["preprocess"], written.get("arrays"))
     else:
         recipe = settle(asked, dataset, len(train)).with_(threads=threads, device=str(place.device))
         preprocess = fit_preprocess(recipe, train)
@@ -134,6 +141,7 @@ def prepare(
         dataset, name=recipe.task, label_smoothing=recipe.label_smoothing, class_weights=recipe.class_weights
     )
     net = build_net(task, recipe)
+    check_growth(net, task, recipe)
     if recipe.first_layer == "whitened":
         whiten(net, train, preprocess)
     net = net.to(place.device)
@@ -248,7 +256,9 @@ def build_net(task: Task, recipe: Recipe) -> nn.Module:
 def fit_preprocess(recipe: Recipe, train: Split) -> Preprocess:
     """Preprocessing with mean and standard deviation of the training images."""
     size = recipe.size if isinstance(recipe.size, tuple) else None
-    return Preprocess.fit(train, size, channels=recipe.channels or 3, crop=recipe.crop, resize=recipe.resize)
+    return Preprocess.fit(
+        train, size, channels=recipe.channels or 3, crop=recipe.crop, resize=recipe.resize, input=recipe.input
+    )
 
 
 def training_loader(

@@ -25,6 +25,7 @@ from striate.train.checkpoint import (
     write_checkpoint,
 )
 from striate.train.fit import Job, State, rate_at
+from striate.train.members import snapshot_path, write_arrays
 from striate.train.progress import Progress, Tick, clock
 from striate.train.recipe import FREE
 from striate.train.setup import Setup
@@ -73,6 +74,7 @@ class Writer:
                 self.run.update_settings(values)
         else:
             clean(self.run.path)
+            write_arrays(self.run.path, setup.preprocess)
             Run.create(self.run.path, values)
         if not resumed or not (self.run.path / SPLITS).exists():
             setup.dataset.write_splits(self.run.path / SPLITS)
@@ -136,6 +138,8 @@ class Writer:
         """Do what an event of `fit` asks for."""
         if event == "tick":
             self.progress.tick(self.tick(job))
+        elif event == "step" and self.first and self.setup.recipe.snapshots:
+            self.snapshot(job)
         elif event == "epoch-start":
             self.keep(job)
         elif event == "checkpoint":
@@ -146,6 +150,12 @@ class Writer:
             self.epoch(job)
         elif event == "end" and self.first:
             self.end(job)
+
+    def snapshot(self, job: Job) -> None:
+        """Keep the model where a cycle of the rate ends."""
+        path = snapshot_path(self.run.path, job.plan, job.state.step)
+        if path is not None:
+            self.model(job).save(path)
 
     def checkpoint(self, job: Job) -> None:
         """Write everything that resuming needs, to one file."""
@@ -218,6 +228,13 @@ class Writer:
         if math.isfinite(job.state.best):
             card["best"] = {"epoch": job.state.best_epoch, "score": job.state.best}
         return Model(job.tested, job.task, self.setup.preprocess, card)
+
+    def grown(self, layers: tuple[str, ...]) -> None:
+        """Tell which layers come from another net."""
+        source = self.setup.asked.grow_from
+        self.progress.line(f"started from {source}: {', '.join(layers)}")
+        if self.first:
+            self.run.event("grown", source=source, layers=list(layers))
 
     # --- telling ----------------------------------------------------------------------------------------
 
