@@ -21,14 +21,15 @@ from striate.train.recipe import Recipe
 
 ListKind = Literal[
     "nets", "layers", "initialisations", "stages", "weights", "formats", "augmentations", "tasks",
-    "optimizers", "schedules", "protocols", "methods",
+    "optimizers", "schedules", "samplers", "pruners", "protocols", "methods",
 ]  # fmt: skip
 
 
 def train(
     data: str | None = None, recipe: Recipe = Recipe(), *, out: str | None = None,  # noqa: B008
     resume: bool | str = False, repeats: int = 1, dry_run: bool = False,
-    range_test: bool = False, report: bool = True, given: frozenset[str] = frozenset(),
+    range_test: bool = False, report: bool = True, search: int = 0, space: dict[str, Any] | None = None,
+    sampler: str | None = None, pruner: str | None = None, given: frozenset[str] = frozenset(),
 ) -> Answer:  # fmt: skip
     """Train a network on a data set, test it, look inside it, and write the report.
 
@@ -40,12 +41,16 @@ def train(
         dry_run: make all checks, train nothing
         range_test: train nothing, but try rising learning rates, plot the loss and suggest a rate
         report: write report.html when done
+        search: search settings in so many trials; all processes with the same `out` work on one study
+        space: what a search may choose from, such as --space.lr "log(1e-3,1)" --space.batch 64,128
+        sampler: how a search proposes settings ('striate list samplers'); by default tpe
+        pruner: when a search ends a trial early ('striate list pruners'); by default median
     """
     from striate.studies import job
 
     result = job.train_verb(
         data, recipe, out=out, resume=resume, repeats=repeats, dry_run=dry_run, range_test=range_test,
-        report=report, given=given,
+        report=report, given=given, search=search, space=space, sampler=sampler, pruner=pruner,
     )  # fmt: skip
     return Answer(result.lines(), result.to_dict())
 
@@ -153,10 +158,10 @@ def weights(
 
 
 def report(run: str) -> Answer:
-    """Write the report of a run anew.
+    """Write the report of a run or of a search anew.
 
     Args:
-        run: the run folder
+        run: the run folder, or the folder of a search
     """
     from striate.studies.job import make_report
 

@@ -22,6 +22,8 @@ REGISTRIES = {
     "tasks": "striate.tasks.task:TASKS",
     "optimizers": "striate.train.optimize:OPTIMIZERS",
     "schedules": "striate.train.schedules:SCHEDULES",
+    "samplers": "striate.train.samplers:SAMPLERS",
+    "pruners": "striate.train.samplers:PRUNERS",
     "protocols": "striate.evaluate.protocols:PROTOCOLS",
     "methods": "striate.visualize.method:METHODS",
 }

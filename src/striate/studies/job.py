@@ -25,6 +25,7 @@ from striate.report.contents import Fact, ReportData
 from striate.studies import collect, pictures
 from striate.train import session
 from striate.train.recipe import Recipe
+from striate.train.space import is_study
 
 EVALUATION = "evaluation.json"
 SHOWN = 10
@@ -97,6 +98,11 @@ def train_and_report(
     if int(os.environ.get("RANK", "0")) != 0:
         # Of several processes only the first tests and writes.
         return _result(run, None, None)
+    return finish_run(run, data, report=report)
+
+
+def finish_run(run: Run, data: Any = None, *, report: bool = True) -> JobResult:
+    """Test a finished run's model, unless that is done, and write its report; `data` as in `train`."""
     job = _Job.open(run, data)
     tested = job.tested()
     path = job.report() if report else None
@@ -106,9 +112,20 @@ def train_and_report(
 def train_verb(
     data: str | None, recipe: Recipe, *, out: str | None = None, resume: bool | str = False, repeats: int = 1,
     dry_run: bool = False, range_test: bool = False, report: bool = True,
-    given: Collection[str] = frozenset(),
+    given: Collection[str] = frozenset(), search: int = 0, **searching: Any,
 ) -> Any:  # fmt: skip
-    """What `striate train` does: the whole job, several of it with `repeats`, or its checks or rates only."""
+    """What `striate train` does: the whole job, several of it with `repeats`, or its checks or rates only.
+
+    search, searching: so many trials of a search, with its own arguments.
+    """
+    if search or any(value is not None for value in searching.values()):
+        from striate.studies.search import search_verb
+
+        if repeats != 1 or range_test:
+            raise StriateError("a search takes neither repeats nor a range test", hint="leave them out")
+        return search_verb(
+            data, recipe, trials=search, out=out, dry_run=dry_run, report=report, given=given, **searching
+        )
     if data is None and (dry_run or range_test or repeats != 1):
         raise StriateError("no data given", hint="give a folder of images, an archive, a .csv or a name")
     if dry_run:
@@ -129,7 +146,7 @@ def train_verb(
 
 
 def make_report(run_path: str | os.PathLike[str]) -> Path:
-    """Write the report of a run folder anew, from its files and the data set that they name.
+    """Write the report of a run folder anew, from its files and the data set that they name; or of a study.
 
     Where the data cannot be opened, or are not the same any more, the report has no pictures of them and
     says so; the scores are then those of the last evaluation.
@@ -137,6 +154,10 @@ def make_report(run_path: str | os.PathLike[str]) -> Path:
     Raises:
         StriateError: no finished run in the folder.
     """
+    if is_study(run_path):
+        from striate.studies import search
+
+        return search.make_report(run_path)
     return _Job.open(Run.open(run_path)).report()
 
 

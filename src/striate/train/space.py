@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -17,6 +19,7 @@ import yaml
 from striate.core.errors import StriateError, unknown
 from striate.train.recipe import Recipe
 
+STUDY = "study.json"  # the file that tells what a study searches
 RANGES = ("uniform", "log")
 # Settings that say which images a trial is scored by: all trials of a study share them.
 SHARED = ("val", "test", "contiguous", "label_column")
@@ -152,6 +155,11 @@ def parse(written: Mapping[str, Any], base: Recipe) -> Space:
             "no search space given", hint='give what to search, such as --space.lr "log(1e-3,1)"'
         )
     return Space(tuple(dimensions))
+
+
+def is_study(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a study."""
+    return (Path(folder) / STUDY).is_file()
 
 
 def told(value: Any) -> str:

@@ -19,18 +19,18 @@ from striate.core.results import Result, plain
 from striate.core.runs import SETTINGS, next_folder, read_json
 from striate.data.formats import open_data
 from striate.data.samples import Dataset
-from striate.train.journal import JOURNAL, open_study
+from striate.train.journal import open_study
 from striate.train.recipe import FREE, Recipe
 from striate.train.samplers import PRUNERS, SAMPLERS, optuna
 from striate.train.setup import check_names, training_splits
-from striate.train.space import Dimension, Space, parse, told
+from striate.train.space import STUDY, Dimension, Space, parse, told
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.study import Study as OptunaStudy
     from optuna.trial import FrozenTrial
 
-STUDY, TRIALS, LEASES, TURN = "study.json", "trials", "leases", "turn"
+TRIALS, LEASES, TURN = "trials", "leases", "turn"
 SAMPLER, PRUNER = "tpe", "median"
 # Settings that each worker may have its own way: they belong to its machine.
 OWN = (*FREE, "threads", "device", "mode")
@@ -346,13 +346,5 @@ class Study:
         )  # fmt: skip
 
 
-def is_study(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds a study."""
-    return (Path(folder) / STUDY).is_file()
-
-
 def _differs(one: Recipe, other: Recipe, name: str) -> bool:
     return bool(plain(getattr(one, name)) != plain(getattr(other, name)))
-
-
-__all__ = ["JOURNAL", "SearchResult", "Study", "TrialRecord", "is_study"]
