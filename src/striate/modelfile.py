@@ -16,17 +16,20 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from striate.core.errors import BadModelFile, StriateError
 from striate.core.files import write_bytes
 from striate.core.results import plain
+from striate.data.preprocess import Preprocess
 from striate.nets.net import NETS
 from striate.tasks.task import Task
 
 KEY = "striate"
+# Stands before the names of the arrays of the preprocessing; no stage of a net is called so.
+ARRAYS = "preprocess/"
 FORMAT = 1
 MAX_HEADER = 16 * 2**20
 MAX_TENSORS = 100_000
@@ -100,21 +103,61 @@ def read_table(path: Path) -> tuple[dict[str, Entry], dict[str, Any] | None]:
     return entries, None if KEY not in metadata else _header(path, metadata[KEY])
 
 
-def read_tensors(path: Path, entries: Mapping[str, Entry], skeleton: nn.Module) -> dict[str, Tensor]:
+def split_off(entries: Mapping[str, Entry], lead: str) -> tuple[dict[str, Entry], dict[str, Entry]]:
+    """The tensors whose names begin with `lead`, without it, and the rest."""
+    own = {name[len(lead) :]: entry for name, entry in entries.items() if name.startswith(lead)}
+    return own, {name: entry for name, entry in entries.items() if not name.startswith(lead)}
+
+
+def restore(
+    path: Path, entries: Mapping[str, Entry], header: Mapping[str, Any], task: Task,
+    *, net: nn.Module | None = None, lead: str = "",
+) -> tuple[nn.Module, Preprocess]:  # fmt: skip
+    """The net and the preprocessing that a header tells of, from the tensors that begin with `lead`.
+
+    entries: those tensors, without it. net: takes the weights instead of the net that the header names.
+
+    Raises:
+        BadModelFile, StriateError: tensors or settings that do not fit each other.
+    """
+    arrays, own = split_off(entries, ARRAYS)
+    if any(entry.dtype not in FLOATS for entry in arrays.values()):
+        raise BadModelFile(f"{str(path)!r} has arrays of its preprocessing that are no fractions")
+    stored = _stored(path, {name: lead + ARRAYS + name for name in arrays})
+    preprocess = Preprocess.from_dict(
+        part(header, "preprocess"), {name: tensor.float().numpy() for name, tensor in stored.items()}
+    )
+    check_size(preprocess.size)
+    if net is None:
+        return build(path, own, task, part(header, "net"), lead), preprocess
+    net.load_state_dict(read_tensors(path, own, net, lead), strict=True)
+    return net, preprocess
+
+
+def _stored(path: Path, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Tensors of a file: for each key of `names`, the one stored under its value; copies."""
+    try:
+        with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(stored).clone() for name, stored in names.items()}
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise broken(path, str(error)) from error
+
+
+def read_tensors(
+    path: Path, entries: Mapping[str, Entry], skeleton: nn.Module, lead: str = ""
+) -> dict[str, Tensor]:
     """The tensors of a checked file in the types of the skeleton, which may lie on the meta device.
 
-    float16, bfloat16 and float64 files load into float32 nets.
+    entries: those of the net, under their names in it; in the file `lead` stands before each. float16,
+    bfloat16 and float64 files load into float32 nets.
 
     Raises:
         BadModelFile: names, shapes or kinds of number differ; both sides are told.
     """
     wanted = skeleton.state_dict()
     compare(path, entries, wanted)
-    try:
-        stored = load_file(path)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise broken(path, str(error)) from error
-    return {name: stored[name].to(tensor.dtype, copy=True) for name, tensor in wanted.items()}
+    stored = _stored(path, {name: lead + name for name in wanted})
+    return {name: stored[name].to(tensor.dtype) for name, tensor in wanted.items()}
 
 
 def compare(path: Path, entries: Mapping[str, Entry], wanted: Mapping[str, Tensor]) -> None:
@@ -188,7 +231,9 @@ def net_facts(net: nn.Module) -> dict[str, Any]:
     }
 
 
-def build(path: Path, entries: Mapping[str, Any], task: Task, facts: Mapping[str, Any]) -> nn.Module:
+def build(
+    path: Path, entries: Mapping[str, Entry], task: Task, facts: Mapping[str, Any], lead: str = ""
+) -> nn.Module:
     """The net of a header with the tensors of its file.
 
     Built without memory first and compared with the file's table, so that a header cannot ask for more
@@ -213,7 +258,7 @@ def build(path: Path, entries: Mapping[str, Any], task: Task, facts: Mapping[str
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
             net = new()
-        state = read_tensors(path, entries, net)
+        state = read_tensors(path, entries, net, lead)
         if not fill(net, state):
             # Something is computed when the net is built and not stored: build it for real.
             net = new()
