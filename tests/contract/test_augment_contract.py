@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,6 +52,14 @@ def test_is_a_frozen_dataclass_of_one_kind_with_a_summary(name: str) -> None:
         assert field.metadata["help"]
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(step, field.name, field.default)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_of_augmentations_defines_it(name: str) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "augment.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith((f"| `{name}`", f"| `{name}("))]
+    assert len(rows) == 1
+    assert rows[0].count("|") == 4
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -139,9 +139,9 @@ class Pipeline:
         u = philox.uniforms(seed, epoch, numbers, self.draws)
         places = [place for step, place in self._places if step.alternates]
         if places:
-            first = philox.uniforms(seed, 0, numbers, self.draws)
+            begun = philox.uniforms(seed, 0, numbers, self.draws)
             for place in places:
-                u[:, place] = 1 - first[:, place] if epoch % 2 else first[:, place]
+                u[:, place] = 1 - begun[:, place] if epoch % 2 else begun[:, place]
         return u
 
     def at_least(self, u: Floats, preprocess: Preprocess) -> int | None:
@@ -168,7 +168,7 @@ class Pipeline:
     def matrix(
         self, u: Floats, height: int, width: int, preprocess: Preprocess, frame: Floats | None = None
     ) -> Floats:
-        """The 3x3 map from an image of this height and width to its view, for one row `u`; without bends.
+        """The 3x3 map from an image of this height and width to its view, for one row `u`; bends left out.
 
         frame: the sample's row of `frames` for views of this size, where it is known already.
         """
