@@ -115,8 +115,16 @@ def _fold(verb: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
 def _numbers(value: Any) -> Any:
     """`--options.width 32` arrives as text: read the values of a mapping as YAML scalars."""
     if isinstance(value, Mapping):
-        return {k: yaml.safe_load(v) if isinstance(v, str) else v for k, v in value.items()}
+        return {k: _scalar(v) if isinstance(v, str) else v for k, v in value.items()}
     return value
+
+
+def _scalar(text: str) -> Any:
+    """A text as YAML reads it; itself where that is no YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _underscored(word: str, flags: set[str]) -> str:
