@@ -178,7 +178,8 @@ def find_units(
         # Images of different sizes do not fit into one batch.
         batch = 1
     watch = Watch(chosen_stages(model, stages), k, len(split), widest)
-    loader = Loader(split, model.preprocess, batch=batch, workers=workers)
+    # One pass: views that are kept would only take memory.
+    loader = Loader(split, model.preprocess, batch=batch, workers=workers, mode="stream")
     try:
         with leaves_as_found(model.net), torch.inference_mode():
             model.net.eval()
