@@ -101,3 +101,16 @@ def test_every_list_has_rows_that_say_something(kind: str) -> None:
 def test_stages_are_listed_for_a_net_and_for_a_saved_model(tmp_path: Path) -> None:
     assert rows("stages", "lenet5").names[:3] == ["conv1", "relu1", "pool1"]
     assert "res2a" in rows("stages", saved(tmp_path)).names
+    found = rows("stages", "vgg16")
+    at = dict(
+        zip(found.names, zip(found.shape, found.stride, found.receptive_field, strict=True), strict=True)
+    )
+    # Receptive fields of VGG-16: 3, 5, 6, ..., 212 behind the last pool, and then the whole picture.
+    assert at["conv1_2"] == ((64, 224, 224), 1, 5)
+    assert at["pool5"] == ((512, 7, 7), 32, 212)
+    assert at["fc8"] == ((1000,), None, None)
+    assert found.lines()[0].split()[:3] == ["stage", "kind", "output"]
+    assert found.to_dict()["receptive_field"][-1] is None
+    for wrong, told in (("vgg61", "did you mean 'vgg16'"), ("no/such/run", "no file or folder")):
+        with pytest.raises(StriateError, match=told):
+            rows("stages", wrong)

@@ -56,7 +56,9 @@ def rows(kind: str, model: str | None = None) -> Listing:
     if kind == "stages":
         if model is None:
             raise StriateError("stages of which net?", hint="give a model: striate list stages MODEL")
-        return _stages(model)
+        from striate.studies.stage_list import stages
+
+        return stages(model)
     if kind not in REGISTRIES:
         raise unknown("list", kind, [*REGISTRIES, "stages"])
     module, _, name = REGISTRIES[kind].partition(":")
@@ -81,18 +83,3 @@ def _text(summary: str, capabilities: dict[str, Any]) -> str:
         f"{k} {v}" for k, v in capabilities.items() if isinstance(v, (str, int)) and not isinstance(v, bool)
     )
     return f"{summary} [{told}]" if told else summary
-
-
-def _stages(name: str) -> Listing:
-    from striate.model import load
-    from striate.nets.geometry import stage_geometry
-    from striate.nets.net import NETS, create_net
-
-    net = create_net(name, classes=10) if name in NETS else load(name).net
-    infos = stage_geometry(net, None)
-    texts = [
-        f"{info.kind:<18} {'x'.join(map(str, info.shape)):<14} stride {info.stride}, receptive field "
-        f"{info.receptive_field}, {info.parameters:,} parameters"
-        for info in infos
-    ]
-    return Listing("stages", [info.name for info in infos], texts)

@@ -29,9 +29,14 @@ def drawn_anew(net: nn.Module, levels: int) -> Iterator[tuple[str, nn.Module]]:
         raise StriateError(f"{type(net).__name__} cannot be copied ({error})") from error
     torch.manual_seed(0)
     names = [
-        name for name in getattr(net, "stage_names", ())
+        name
+        for name in getattr(net, "stage_names", ())
         if next(stage_of(other, name).parameters(), None) is not None
-    ]  # fmt: skip
+    ]
+    head = getattr(net, "head", None)
+    if head in names:
+        # Auxiliary heads may run behind the one that answers.
+        names.append(names.pop(names.index(head)))
     inside = {id(p) for name in names for p in stage_of(other, name).parameters()}
     groups: list[list[str]] = [names[-1:]] if names else []
     lower = names[-2::-1]
