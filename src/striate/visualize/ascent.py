@@ -34,7 +34,8 @@ class Ascent(Climb):
 
     def step(self, values: Tensor, gradient: Tensor, value: float) -> Tensor:
         """One step along the gradient."""
-        return values + gradient * (self.rate / (float(gradient.abs().mean()) + 1e-12))
+        mean = float(torch.linalg.vector_norm(gradient, 1)) / gradient.numel()
+        return torch.add(values, gradient, alpha=self.rate / (mean + 1e-12))
 
 
 class Adam(Climb):

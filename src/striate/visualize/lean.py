@@ -137,7 +137,8 @@ class Lean:
         last = len(order) if OUTPUT in self.names else 1 + max(order.index(name) for name in names)
         self.last = order[last - 1]
         self.segments: list[Segment] = []
-        x = torch.empty((1, *shape[1:]), device="meta")
+        kind = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
+        x = torch.empty((1, *shape[1:]), device="meta", dtype=kind)
         fresh = True
         for name in order[:last]:
             module = net.get_submodule(name)

@@ -20,7 +20,7 @@ from striate.visualize.forms import Form
 from striate.visualize.kept import Keeper
 from striate.visualize.objectives import Objective
 from striate.visualize.robustness import Robustness
-from striate.visualize.studio import Studio, to_pixels
+from striate.visualize.studio import Look, Studio, to_pixels
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Phase:
     robustness: Robustness = field(default_factory=Robustness)
     seed: int = 0
     label: str = ""
+    # How a step is looked at, where not by one pass: (objective, pictures, step) -> Look.
+    look: Callable[[Objective, Tensor, int], Look] | None = None
     # Applied to the values after each step, such as keeping their norm.
     project: Callable[[Tensor], Tensor] | None = None
 
@@ -113,7 +115,10 @@ def _gradient(
 ) -> tuple[Tensor, float, dict[str, float]]:
     """Gradient with respect to the picture, the value, and its parts."""
     studio = phase.studio
-    if phase.robustness == Robustness():
+    if phase.look is not None:
+        look = phase.look(phase.objective, picture, step)
+        gradient = look.gradient
+    elif phase.robustness == Robustness():
         look = studio.look(phase.objective, picture.to(studio.device))
         gradient = look.gradient
     else:
