@@ -53,6 +53,12 @@ def dense_form(model: Model, protocol: Protocol) -> tuple[DenseNet, list[StageIn
     Raises:
         StriateError: it has none; the stage that is in the way is named, and the protocols that are left.
     """
+    if model.preprocess.sized:
+        raise StriateError(
+            f"protocol {protocol.name!r} needs input statistics that hold for views of any size, and the "
+            f"model's are {model.preprocess.input!r}",
+            allowed=others(),
+        )
     try:
         made = dense(model.net)  # type: ignore[arg-type]
     except StriateError as error:

@@ -41,6 +41,27 @@ def difference(right: Any, other: Any, z: float = 1.96) -> tuple[float, float, f
     return found, max(-1.0, min(found, middle - spread)), min(1.0, max(found, middle + spread))
 
 
+def bootstrap(
+    one: Any, other: Any, *, rounds: int = 2000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float, float]:
+    """By how much the mean of `one` is above that of `other`: (difference, low, high).
+
+    one, other (n,): what each got for the same n images, on any scale. The interval is the paired
+    percentile bootstrap's: images are drawn with replacement `rounds` times, both values of an image
+    together. Efron & Tibshirani, An Introduction to the Bootstrap (1993), section 13.3. Without an image the
+    difference is 0.
+    """
+    gaps = np.asarray(one, float) - np.asarray(other, float)
+    if np.asarray(one).shape != np.asarray(other).shape or gaps.ndim != 1:
+        raise ValueError(f"values of {np.shape(one)} and of {np.shape(other)} images are no pairs")
+    if not len(gaps):
+        return 0.0, 0.0, 0.0
+    draws = np.random.default_rng(seed)
+    means = [float(gaps[draws.integers(0, len(gaps), len(gaps))].mean()) for _ in range(rounds)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(gaps.mean()), float(low), float(high)
+
+
 def _discordant(right: Any, other: Any) -> tuple[int, int]:
     right, other = np.asarray(right, bool), np.asarray(other, bool)
     if right.shape != other.shape:

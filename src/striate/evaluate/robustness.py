@@ -93,8 +93,10 @@ def robustness(
     protocols: list[Protocol] = [parse_protocol("center"), Shifted(1), Shifted(2)]
     protocols += [Corrupted(kind, severity) for kind, severity in conditions]
     table = compare([loaded], data, protocols, **how)
-    center, one, two = table.scores[:3]
-    rest = table.scores[3:]
+    # The rows of an ensemble stand behind those of its members.
+    first = len(table.scores) - len(protocols)
+    center, one, two = table.scores[first : first + 3]
+    rest = table.scores[first + 3 :]
     same = int((one.predicted == two.predicted).sum())
     return Robustness(
         corruption=tuple(kind for kind, _ in conditions),
@@ -103,7 +105,7 @@ def robustness(
         accuracy=tuple(s.top1 for s in rest),
         low=tuple(s.interval[0] for s in rest),
         high=tuple(s.interval[1] for s in rest),
-        p=table.p_first[3:],
+        p=table.p_values[first][first + 3 :],
         clean=center.top1,
         clean_interval=center.interval,
         mean=float(np.mean([s.top1 for s in rest])),

@@ -1,0 +1,65 @@
+"""Averages of several nets' weights, and the statistics of batch norm for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from striate.core.errors import StriateError
+
+Norm = nn.modules.batchnorm._BatchNorm
+
+
+def average_states(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each floating tensor over the states, taken in float64; all else is the first state's."""
+    first = states[0]
+    found = {}
+    for name, tensor in first.items():
+        if tensor.is_floating_point():
+            total = torch.zeros(tensor.shape, dtype=torch.float64)
+            for state in states:
+                total += state[name].detach().to("cpu", torch.float64)
+            found[name] = (total / len(states)).to(tensor.dtype)
+        else:
+            found[name] = tensor.detach().cpu().clone()
+    return found
+
+
+def estimate_norms(net: nn.Module, batches: Iterable[Tensor]) -> int:
+    """Give batch norm the mean and variance that it sees over some batches (N, C, h, w); returns how many.
+
+    Each batch counts alike, and all norms are in training mode meanwhile, all else in evaluation mode.
+    Izmailov et al. 2018, arXiv:1803.05407, algorithm 1. A net without batch norm runs nothing.
+
+    Raises:
+        StriateError: there is no batch.
+    """
+    norms = [
+        module for module in net.modules() if isinstance(module, Norm) and module.running_mean is not None
+    ]
+    if not norms:
+        return 0
+    modes = [(module, module.training) for module in net.modules()]
+    momenta = [norm.momentum for norm in norms]
+    device = next(net.parameters()).device
+    net.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # PyTorch's way to ask for the plain mean
+        norm.train()
+    count = 0
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                net(batch.to(device))
+                count += 1
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, mode in modes:
+            module.training = mode
+    if not count:
+        raise StriateError("no training image for the statistics of batch norm", hint="give other data")
+    return count
