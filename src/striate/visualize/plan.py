@@ -52,7 +52,8 @@ class Step:
     the sources' values at common boxes. With `windows` (height, width) it slides over its only source, on
     which `run` is done without padding; `fill` is the value outside of the map, and `scale` a factor (1, 1,
     H, W) for each output position, where averages count fewer units at the border. `macs`: multiply-adds
-    for one position of the output. `adjoint`: of a linear `run`, its transpose.
+    for one position of the output. `adjoint`: of a linear `run`, its transpose. `switches`: of a maximum,
+    where it lies in the whole map (1, C, H, W), as flat numbers.
     """
 
     node: fx.Node
@@ -63,6 +64,7 @@ class Step:
     scale: Tensor | None = None
     macs: int = 0
     adjoint: Callable[[Tensor], Tensor] | None = None
+    switches: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass

@@ -12,12 +12,13 @@ from torch import Tensor, fx
 
 from striate.core.errors import StriateError
 from striate.nets.taps import capture
-from striate.visualize.boxes import Boxes, Span, gather, span
+from striate.visualize.boxes import Boxes, Ints, Span, gather, span
 from striate.visualize.method import must_be_numbers
 from striate.visualize.plan import Plan, Step, make_plan
 from striate.visualize.rules import backward_rule
 from striate.visualize.scores import run
 from striate.visualize.stages import must_be_maps
+from striate.visualize.transposed import Send, sender
 
 if TYPE_CHECKING:
     from striate.model import Model
@@ -122,32 +123,46 @@ class _Back:
             if step.node in wanted:
                 self.steps.append(step)
                 wanted.update(step.sources)
-        largest = max(plan.kept[s].value.nbytes for step in self.steps for s in step.sources)
-        self.at_once = max(1, min(CHUNK, MOST_BYTES // largest))
+        self._senders: dict[fx.Node, Send | None] = {}
+        self.at_once = max(1, min(CHUNK, MOST_BYTES // max(1, self._largest())))
 
     def run(self, units: Sequence[Unit]) -> Boxes:
         """Signals of 1 at each unit, at the picture."""
         channels, rows, columns = (np.array(part, np.int64) for part in zip(*units, strict=True))
-        places = {self.stage: (Span(rows, 1), Span(columns, 1))}
-        for step in self.steps:
-            needs = self._needs(step, *places[step.node])
-            for source in step.sources:
-                places[source] = self._joined(source, needs, places.get(source))
-        start = self.plan.kept[self.stage].value.new_zeros(
-            (len(units), self.plan.shapes[self.stage][1], 1, 1)
-        )
+        places = self._places(rows, columns)
+        clean = self.plan.kept[self.stage].value
+        start = clean.new_zeros((len(units), clean.shape[1], 1, 1))
         start[torch.arange(len(units)), torch.from_numpy(channels)] = 1
         signals = {self.stage: start}
         for step in self.steps:
             signal = signals.pop(step.node)
             for source, part in zip(step.sources, self._back(step, signal, places), strict=True):
                 y, x = places[source]
+                if source not in signals and part.y == y and part.x == x:
+                    signals[source] = part.values
+                    continue
                 if source not in signals:
                     shape = (len(units), part.values.shape[1], y.length, x.length)
                     signals[source] = part.values.new_zeros(shape)
                 _add(signals[source], y, x, part)
         y, x = places[self.plan.picture]
         return Boxes(signals[self.plan.picture], y, x)
+
+    def _places(self, rows: Ints, columns: Ints) -> dict[fx.Node, tuple[Span, Span]]:
+        """For each step the box that units at these places depend on."""
+        places = {self.stage: (Span(rows, 1), Span(columns, 1))}
+        for step in self.steps:
+            needs = self._needs(step, *places[step.node])
+            for source in step.sources:
+                places[source] = self._joined(source, needs, places.get(source))
+        return places
+
+    def _largest(self) -> int:
+        """Bytes of the largest box of one unit."""
+        height, width = self.plan.shapes[self.stage][-2:]
+        places = self._places(np.array([height // 2]), np.array([width // 2]))
+        size = self.plan.kept[self.stage].value.element_size()
+        return max(self.plan.shapes[n][1] * y.length * x.length * size for n, (y, x) in places.items())
 
     def _needs(self, step: Step, y: Span, x: Span) -> tuple[Span, Span]:
         """What a step reads, padding included."""
@@ -169,12 +184,23 @@ class _Back:
 
     def _back(self, step: Step, signal: Tensor, places: dict[fx.Node, tuple[Span, Span]]) -> Iterator[Boxes]:
         """The signals at what a step reads, from that at its output."""
-        y, x = self._needs(step, *places[step.node])
+        here = places[step.node]
+        y, x = self._needs(step, *here)
+        if step.node not in self._senders:
+            self._senders[step.node] = sender(step, self.plan, self.rule)
+        send = self._senders[step.node]
+        found = self._by_autograd(step, signal, here, y, x) if send is None else send(signal, *here, y, x)
+        for part in found:
+            yield Boxes(part, y, x)
+
+    def _by_autograd(
+        self, step: Step, signal: Tensor, here: tuple[Span, Span], y: Span, x: Span
+    ) -> Sequence[Tensor]:
+        """The same for any operation: it is run on its boxes, and back."""
         if step.scale is not None:
-            signal = signal * gather(step.scale[0], *places[step.node])
+            signal = signal * gather(step.scale[0], *here)
         if step.adjoint is not None:
-            yield Boxes(step.adjoint(signal), y, x)
-            return
+            return [step.adjoint(signal)]
         down, across = step.windows or (None, None)
         sides = (down.before, down.after, across.before, across.after) if down and across else (0, 0, 0, 0)
         inputs = []
@@ -184,9 +210,7 @@ class _Back:
         with torch.enable_grad(), backward_rule(self.rule):
             # Copies: the step may write into what it reads.
             output = step.run(*(part.clone() for part in inputs))
-            found = torch.autograd.grad(output, inputs, signal)
-        for part in found:
-            yield Boxes(part, y, x)
+            return torch.autograd.grad(output, inputs, signal)
 
 
 def _add(target: Tensor, y: Span, x: Span, boxes: Boxes) -> None:

@@ -99,6 +99,9 @@ def _max_pool(x: Tensor, given: dict[str, Any]) -> dict[str, Any] | None:
         "run": lambda part: F.max_pool2d(part, kernel, stride, 0, dilation),
         "windows": _pool_windows(x, out, kernel, stride, padding, dilation),
         "fill": -math.inf,
+        "switches": lambda whole: F.max_pool2d(
+            whole, kernel, stride, padding, dilation, given["ceil_mode"], return_indices=True
+        )[1],
     }
 
 
