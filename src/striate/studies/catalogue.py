@@ -26,6 +26,7 @@ REGISTRIES = {
     "pruners": "striate.train.samplers:PRUNERS",
     "protocols": "striate.evaluate.protocols:PROTOCOLS",
     "methods": "striate.visualize.method:METHODS",
+    "objectives": "striate.visualize.objectives:OBJECTIVES",
 }
 
 

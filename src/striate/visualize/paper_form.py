@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from striate.core.errors import StriateError
+from striate.model import Model
 from striate.nets.net import Net
-
-if TYPE_CHECKING:
-    from striate.model import Model
 
 
 def paper_form(model: Model, samples: Sequence[Tensor], average: bool) -> Model:
@@ -26,9 +24,9 @@ def paper_form(model: Model, samples: Sequence[Tensor], average: bool) -> Model:
     Raises:
         StriateError: filters are to be scaled in a net that is not such a chain.
     """
-    from striate.model import Model
-
-    net = copy.deepcopy(model.net)
+    # The linear layers are shared: they are large, and no style is taken from them.
+    linear = [m for m in model.net.modules() if isinstance(m, nn.Linear)]
+    net = copy.deepcopy(model.net, {id(p): p for layer in linear for p in layer.parameters()})
     if average:
         _average(net)
     made = Model(net, model.task, model.preprocess, model.card)
