@@ -36,22 +36,29 @@ def render(data: ReportData) -> str:
     """
     confusion = data.confusion
     charts = [chart for chart in map(figures.line_chart, data.curves) if chart is not None]
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            d=data,
-            css=_text("style.css"),
-            script=_text("script.js"),
-            charts=charts,
-            matrix=figures.matrix(confusion) if confusion else None,
-            cells=_cells(confusion) if confusion else None,
-            bins=figures.reliability(data.calibration) if data.calibration else (),
-            bars=_bars(data.class_table),
-            sections=_sections(data, bool(charts)),
-            long_table=LONG_TABLE,
-        )
+    return page(
+        "report.html.j2",
+        ("style.css",),
+        d=data,
+        charts=charts,
+        matrix=figures.matrix(confusion) if confusion else None,
+        cells=_cells(confusion) if confusion else None,
+        bins=figures.reliability(data.calibration) if data.calibration else (),
+        bars=_bars(data.class_table),
+        sections=_sections(data, bool(charts)),
+        long_table=LONG_TABLE,
     )
+
+
+def page(template: str, styles: Sequence[str], **values: Any) -> str:
+    """A page in the frame of all reports; `values` must hold `d` (with title, version) and `sections`.
+
+    styles: style sheets of this package, in order.
+    """
+    from markupsafe import Markup
+
+    css, script = Markup("").join(map(_text, styles)), _text("script.js")
+    return _environment().get_template(template).render(css=css, script=script, **values)
 
 
 def write(data: ReportData, path: str | os.PathLike[str]) -> Path:
