@@ -252,6 +252,9 @@ def step_bytes(job: Job) -> int | None:
         activations = cost(job.net, shape).memory
     except (StriateError, RuntimeError, AttributeError, TypeError, NotImplementedError):
         return None
+    if job.recipe.recompute > 1:
+        # One segment's activations at a time, beside those of the last and what passes between segments.
+        activations = min(activations, 2 * activations // job.recipe.recompute)
     weights = weight_bytes(job.net)
     return 4 * weights + activations * (job.recipe.batch or 1) // job.place.world
 
