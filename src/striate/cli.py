@@ -17,11 +17,12 @@ from striate.core.answer import Answer
 from striate.core.errors import StriateError
 from striate.studies.data_verb import data
 from striate.studies.show_units import units
+from striate.studies.synthesis import dream, stylize
 from striate.train.recipe import Recipe
 
 ListKind = Literal[
     "nets", "layers", "initialisations", "stages", "weights", "formats", "augmentations", "tasks",
-    "optimizers", "schedules", "samplers", "pruners", "protocols", "methods",
+    "optimizers", "schedules", "samplers", "pruners", "protocols", "methods", "objectives",
 ]  # fmt: skip
 
 
@@ -58,7 +59,7 @@ def train(
 def evaluate(
     model: str, data: str, *, split: str = "test", protocol: str = "center", grid: str | None = None,
     trained_side: str | None = None, corruptions: bool = False, batch: int = 64, threads: int = 0,
-    device: str = "auto", label_column: str | None = None, out: str | None = None,
+    device: str = "auto", engine: str = "auto", label_column: str | None = None, out: str | None = None,
 ) -> Answer:  # fmt: skip
     """Test a model by a protocol: scores with 95% intervals, and what they cost.
 
@@ -73,6 +74,7 @@ def evaluate(
         batch: images a forward pass
         threads: processor threads; 0 takes all
         device: auto, cpu, cuda or mps
+        engine: auto for the fastest with the same answers; eager, compiled, onnxruntime or openvino
         label_column: the column of a table that holds the class, where it is not found by itself
         out: write the scores, with one entry an image, to this .json file too; tables to .csv as well
     """
@@ -82,7 +84,8 @@ def evaluate(
     machine.keep_heap()
     result = evaluate_verb(
         model, data, split=split, protocol=protocol, grid=grid, trained_side=trained_side,
-        corruptions=corruptions, batch=batch, threads=threads, device=device, label_column=label_column,
+        corruptions=corruptions, batch=batch, threads=threads, device=device, engine=engine,
+        label_column=label_column,
     )  # fmt: skip
     if out:
         result.save(out)
@@ -91,7 +94,7 @@ def evaluate(
 
 def predict(
     model: str, images: list[str], *, top: int = 5, batch: int = 32, threads: int = 0,
-    device: str = "auto", skip_bad: bool = False, out: str | None = None,
+    device: str = "auto", engine: str = "auto", skip_bad: bool = False, out: str | None = None,
 ) -> Answer:  # fmt: skip
     """Say what is on images: the likeliest classes, or the mask of every class.
 
@@ -102,6 +105,7 @@ def predict(
         batch: images a forward pass
         threads: processor threads; 0 takes all
         device: auto, cpu, cuda or mps
+        engine: auto for the fastest with the same answers; eager, compiled, onnxruntime or openvino
         skip_bad: name unreadable files and go on, instead of stopping
         out: write the answers to this .csv or .json file too; masks go into this folder as .png
     """
@@ -110,8 +114,9 @@ def predict(
 
     machine.keep_heap()
     result = answers.predict_files(
-        model, images, top=top, batch=batch, threads=threads, device=device, skip_bad=skip_bad, out=out
-    )
+        model, images, top=top, batch=batch, threads=threads, device=device, engine=engine,
+        skip_bad=skip_bad, out=out,
+    )  # fmt: skip
     return Answer(result.lines(), result.to_dict())
 
 
@@ -128,9 +133,11 @@ def visualize(
         out: the file to write: .png, .svg, .npz or .json; by default METHOD.png
         options: the method's own options, such as --options.stage conv2 or --options.target cat
     """
+    from striate.core import machine
     from striate.model import load
     from striate.visualize.method import visualize as run
 
+    machine.keep_heap()
     picture = run(method, load(model), images or None, **(options or {}))
     path = picture.save(out or f"{method}.png")
     return Answer(
@@ -253,6 +260,7 @@ def doctor() -> Answer:
 
 VERBS: dict[str, Any] = {
     "train": train, "evaluate": evaluate, "predict": predict, "visualize": visualize, "units": units,
+    "dream": dream, "stylize": stylize,
     "data": data, "nets": nets, "compare": compare, "weights": weights, "report": report, "list": list_,
     "demo": demo, "doctor": doctor,
 }  # fmt: skip

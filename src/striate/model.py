@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,13 +22,16 @@ from striate.core.machine import processors
 from striate.core.results import plain
 from striate.core.runs import MODEL
 from striate.data.preprocess import Preprocess
+from striate.engines.chooser import AUTO, Engines, Left, check_name, nobody_knows
+from striate.engines.engine import evaluating as evaluating
 from striate.images.decode import header as image_header
 from striate.images.decode import to_image
+from striate.images.given import image_files as image_files
+from striate.images.given import is_one, name_of, several
 from striate.nets import weights
 from striate.tasks.classification import Classification
 from striate.tasks.task import Task
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 ON_ERROR = ("raise", "skip")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -50,8 +53,12 @@ class Model:
 
     net: the network; task: what it answers; preprocess: how an image becomes its input;
     card: plain facts that travel with the weights (name, scores, origin, licence, recipe).
-    path: the file that it was loaded from, else None.
+    path: the file that it was loaded from, else None. engine: what `predict` and `evaluate` run the net on:
+    "auto" for the fastest that gives its answers, or the name of one; all else runs the net itself.
+    members: the models of an `Ensemble`; none of a single model.
     """
+
+    members: tuple[Model, ...] = ()
 
     def __init__(
         self, net: nn.Module, task: Task, preprocess: Preprocess, card: Mapping[str, Any] | None = None
@@ -67,6 +74,9 @@ class Model:
         self.preprocess = preprocess
         self.card: dict[str, Any] = dict(card or {})
         self.path: Path | None = None
+        self.engine = AUTO
+        self._engines: Engines | None = None
+        self._running: Engines | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -98,17 +108,48 @@ class Model:
             raise StriateError(f"device {str(device)!r} is not there", hint="give 'auto' or 'cpu'") from error
         return self
 
-    def forward(self, views: NDArray[np.uint8] | Tensor) -> Tensor:
+    def forward(self, views: NDArray[np.uint8] | Tensor, engines: Engines | None = None) -> Tensor:
         """The net's outputs for a batch of views (N, H, W, C) uint8, as `preprocess.view` gives them.
 
         Normalised, in evaluation mode, without gradients; float32, on the net's device. Prediction and
-        evaluation both count by this path. The net's modes are left as they were found.
+        evaluation both count by this path. The net's modes are left as they were found. engines: what runs
+        the net; by default the net itself, or what `running` chose.
         """
         batch = torch.from_numpy(views) if isinstance(views, np.ndarray) else views
         images = self.preprocess.normalise(batch.to(self.device))
-        with evaluating(self.net), torch.inference_mode():
-            outputs: Tensor = self.net(images)
-            return outputs.float()
+        engines = engines or self._running
+        with torch.inference_mode():
+            engine = engines.settled(images) if engines is not None else None
+            if engine is not None:
+                return engine(images).float()
+            with evaluating(self.net):
+                outputs: Tensor = self.net(images) if engines is None else engines(images)
+                return outputs.float()
+
+    def engines(self) -> Engines:
+        """The engines of the net as it is now, of those that `engine` allows; what they learned is kept.
+
+        Raises:
+            StriateError: `engine` names none, or one that this machine does not have.
+        """
+        if self._engines is None or not self._engines.still_for(self.net, self.engine):
+            self._engines = Engines(self.net, self.engine)
+        return self._engines
+
+    @contextmanager
+    def running(self, left: Left = nobody_knows) -> Iterator[Engines]:
+        """Inside the block `forward` runs on the fastest engine; `left(seen)` tells how many views remain.
+
+        Raises:
+            StriateError: as of `engines`.
+        """
+        before, engines = self._running, self.engines()
+        self._running = engines
+        try:
+            with engines.passing(left):
+                yield engines
+        finally:
+            self._running = before
 
     def predict(
         self,
@@ -119,13 +160,15 @@ class Model:
         device: str | None = None,
         threads: int | None = None,
         on_error: str = "raise",
+        engine: str | None = None,
     ) -> Any:
         """The task's answer for one image, or `Answers`, a list, for many.
 
         images: a path, encoded bytes, an array (H, W[, C]) uint8, a PIL image, or an iterable of them (an
         array (N, H, W, C) too); a folder stands for its image files in order of their paths. Iterables are
         read as they are needed and decoded in threads. An image goes the same way as in `evaluate`: the
-        stored preprocessing, float32 logits, and of equal logits the lower class number.
+        stored preprocessing, float32 logits, and of equal logits the lower class number. engine: sets
+        `Model.engine`, what the net runs on.
 
         Raises:
             BadImage: an image cannot be decoded and `on_error` is "raise"; with "skip" it is listed in
@@ -134,11 +177,13 @@ class Model:
         """
         if device is not None:
             self.to(device)
+        if engine is not None:
+            self.engine = check_name(engine)
         settings: dict[str, Any] = {"top": top, "batch": batch, "threads": threads}
-        if _single(images):
+        if is_one(images):
             return next(iter(self.stream([images], **settings)))[1]
         answers = Answers()
-        for name, answer in self.stream(_many(images), on_error=on_error, **settings):
+        for name, answer in self.stream(several(images), on_error=on_error, **settings):
             if isinstance(answer, BadImage):
                 answers.bad.append((name, str(answer)))
             answers.names.append(name)
@@ -164,22 +209,26 @@ class Model:
         if on_error not in ON_ERROR:
             raise unknown("on-error", on_error, ON_ERROR)
         source = enumerate(images)
+        total = len(images) if isinstance(images, Sized) else None
         waiting: deque[tuple[str, Future[Any]]] = deque()
-        with ThreadPoolExecutor(threads or processors()) as pool:
+        with (
+            self.engines().passing(lambda seen: None if total is None else total - seen) as engines,
+            ThreadPoolExecutor(threads or processors()) as pool,
+        ):
             try:
                 while True:
                     # One batch is decoded ahead while the net works on the batch before it.
                     for number, image in itertools.islice(source, 2 * batch - len(waiting)):
-                        waiting.append((_name(image, number), pool.submit(self._view, image)))
+                        waiting.append((name_of(image, number), pool.submit(self._view, image)))
                     if not waiting:
                         return
                     parts = [waiting.popleft() for _ in range(min(batch, len(waiting)))]
-                    yield from self._answers(parts, top, on_error)
+                    yield from self._answers(parts, top, on_error, engines)
             finally:
                 for _, future in waiting:
                     future.cancel()
 
-    def _view(self, image: Any) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    def _view(self, image: Any) -> tuple[Any, tuple[int, int]]:
         """The net's view of an image in any form, and the (height, width) that the image has in full."""
         full = None
         if isinstance(image, (bytearray, memoryview)):
@@ -190,8 +239,16 @@ class Model:
         pixels = to_image(image, channels=self.preprocess.channels, at_least=self.preprocess.at_least())
         return self.preprocess.view(pixels), full or (pixels.shape[0], pixels.shape[1])
 
+    def _shape(self, view: Any) -> tuple[Any, ...]:
+        """What must be the same of views that run in one batch."""
+        return tuple(view.shape)
+
+    def _outputs(self, views: Sequence[Any], engines: Engines) -> Tensor:
+        """The outputs for views of one shape."""
+        return self.forward(np.stack(views), engines)
+
     def _answers(
-        self, parts: list[tuple[str, Future[Any]]], top: int, on_error: str
+        self, parts: list[tuple[str, Future[Any]]], top: int, on_error: str, engines: Engines
     ) -> Iterator[tuple[str, Any]]:
         """Run the views of one batch, those of one shape together, and answer in the order given."""
         answers: list[Any] = [None] * len(parts)
@@ -205,9 +262,9 @@ class Model:
                     raise
                 answers[place] = error
                 continue
-            shapes.setdefault(views[place].shape, []).append(place)
+            shapes.setdefault(self._shape(views[place]), []).append(place)
         for places in shapes.values():
-            outputs = self.forward(np.stack([views[place] for place in places]))
+            outputs = self._outputs([views[place] for place in places], engines)
             decoded = self.task.decode(
                 outputs, top=top, preprocess=self.preprocess, sizes=[sizes[place] for place in places]
             )
@@ -234,7 +291,17 @@ class Model:
             "scores": card.pop("scores", {}),
             "card": card,
         }
-        return modelfile.write(path, header, self.net.state_dict())
+        return modelfile.write(path, header, self.tensors())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a file holds beside its header: the weights, and the arrays of the preprocessing."""
+        arrays = self.preprocess.arrays
+        kept = {} if arrays is None else arrays.on(torch.device("cpu"))
+        return {**self.net.state_dict(), **{modelfile.ARRAYS + name: value for name, value in kept.items()}}
+
+    def member(self, which: int | str) -> Model:
+        """One model of an ensemble, by its number from 1 or its name; a single model has none and raises."""
+        raise StriateError(f"member {which!r} of a single model", hint="only an ensemble has members")
 
     @classmethod
     def load(
@@ -243,12 +310,16 @@ class Model:
         """A model from a file, a run folder, or by the name of a published net; in evaluation mode.
 
         net: for models of wrapped modules, the module that takes the weights. Random state is left alone.
+        FILE#2 is the second member of an ensemble.
 
         Raises:
             BadModelFile: the file is damaged, of another kind, or does not fit its net; both sides are told.
             StriateError: there is no such file, folder or name.
         """
         path = Path(source)
+        if isinstance(source, str) and "#" in source and not path.exists():
+            whole, _, which = source.rpartition("#")
+            return cls.load(whole, device=device).member(which)
         if path.is_dir():
             path = path / MODEL
             if not path.is_file():
@@ -270,18 +341,6 @@ def load(source: str | os.PathLike[str], *, device: str = "cpu", net: nn.Module 
     return Model.load(source, device=device, net=net)
 
 
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the block; afterwards every module's mode is what it was."""
-    modes = [(module, module.training) for module in net.modules() if module.training]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _from_file(kind: type[Model], path: Path, net: nn.Module | None) -> Model:
     entries, header = modelfile.read_table(path)
     if header is None:
@@ -290,19 +349,15 @@ def _from_file(kind: type[Model], path: Path, net: nn.Module | None) -> Model:
             hint="build the net and load them with striate.nets.weights.load_into",
         )
     try:
-        parts = {name: modelfile.part(header, name) for name in ("net", "task", "preprocess")}
-        task = Task.from_settings({**parts["task"], "classes": header.get("classes")})
-        preprocess = Preprocess.from_dict(parts["preprocess"])
-        modelfile.check_size(preprocess.size)
-        if net is None:
-            net = modelfile.build(path, entries, task, parts["net"])
-        else:
-            net.load_state_dict(modelfile.read_tensors(path, entries, net), strict=True)
-        card = {
-            **modelfile.optional_part(header, "card"),
-            "scores": modelfile.optional_part(header, "scores"),
-        }
-        model = kind(net.eval(), task, preprocess, card)
+        task = Task.from_settings({**modelfile.part(header, "task"), "classes": header.get("classes")})
+        scores = modelfile.optional_part(header, "scores")
+        card = {**modelfile.optional_part(header, "card"), "scores": scores}
+        if "ensemble" in header:
+            from striate.ensemble import read_ensemble
+
+            return read_ensemble(path, entries, header, task, card)
+        found, preprocess = modelfile.restore(path, entries, header, task, net=net)
+        model = kind(found.eval(), task, preprocess, card)
         model.path = path
         return model
     except BadModelFile:
@@ -324,40 +379,3 @@ def _published(kind: type[Model], name: str) -> Model:
     }
     task = Classification(card.classes)
     return kind(weights.restore(card), task, Preprocess.from_dict(card.preprocess), facts)
-
-
-def _single(images: Any) -> bool:
-    if isinstance(images, (str, os.PathLike)):
-        return not Path(images).is_dir()
-    if isinstance(images, (bytes, bytearray, memoryview)):
-        return True
-    if hasattr(images, "__array__") or hasattr(images, "convert"):
-        return len(getattr(images, "shape", ())) < 4
-    if not isinstance(images, Iterable):
-        raise StriateError(
-            f"an image is given as {type(images).__name__}",
-            allowed="a path, bytes, an array, a PIL image, or an iterable of them",
-        )
-    return False
-
-
-def _many(images: Any) -> Iterable[Any]:
-    return image_files(images) if isinstance(images, (str, os.PathLike)) else iter(images)
-
-
-def image_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """The image files below a folder, in order of their paths.
-
-    Raises:
-        StriateError: there is none.
-    """
-    found = sorted(
-        path for path in Path(folder).rglob("*") if path.suffix.lower() in ENDINGS and path.is_file()
-    )
-    if not found:
-        raise StriateError(f"there is no image in the folder {os.fspath(folder)!r}", allowed=ENDINGS)
-    return found
-
-
-def _name(image: Any, number: int) -> str:
-    return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {number}"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from striate.core.errors import StriateError
 from striate.data.samples import Dataset, Split
-from striate.evaluate.evaluate import model_name
+from striate.evaluate.evaluate import model_name, set_engine
 from striate.evaluate.opening import Trained, images_to_test
 from striate.evaluate.paired import difference, mcnemar
 from striate.evaluate.protocols import Protocol, parse_protocol
@@ -59,6 +59,7 @@ def compare(
     batch: int = 64,
     device: str | None = None,
     threads: int | None = None,
+    engine: str | None = None,
     trained_side: str | None = None,
     **opening: Any,
 ) -> Table:
@@ -66,7 +67,8 @@ def compare(
 
     protocols: "vgg" for the rows of VGG's tables (`rows_of_vgg`, where `trained_side` is S), or a list, or
     a text of protocols joined by ";". Several models are also fused: the mean of their posteriors, row by
-    row. What rows have in common is computed once. Everything else as in `evaluate`.
+    row. What rows have in common is computed once. The members of an ensemble count as several models.
+    Everything else as in `evaluate`.
 
     Raises:
         StriateError: as of `evaluate`; models of other classes, or of a task other than classification.
@@ -74,10 +76,13 @@ def compare(
     check_counts(batch, threads)
     loaded = [model if isinstance(model, Model) else load(model) for model in models]
     names = [model_name(model, given) for model, given in zip(loaded, models, strict=True)]
+    together = "+".join(names)
+    loaded, names = apart(loaded, names)
     for model in loaded:
         _fits(model, loaded[0])
         if device is not None:
             model.to(device)
+        set_engine(model, engine)
     rows, notes = _rows(loaded, protocols, trained_side)
     leaves = _checked(rows, loaded)
     opened, samples, told = images_to_test(data, loaded[0], split, opening)
@@ -94,7 +99,7 @@ def compare(
     right = np.stack([s.predicted == s.true for s in scores])
     return Table(
         row=tuple(row.name for row in rows),
-        model=tuple("+".join(names[m] for m in row.models) for row in rows),
+        model=tuple(together if len(row.models) > 1 else names[row.models[0]] for row in rows),
         protocol=tuple(" | ".join(dict.fromkeys(map(str, row.protocols))) for row in rows),
         **_costs(rows, passes),
         gains=_gains(rows, right),
@@ -108,8 +113,18 @@ def compare(
         bad=(*((str(name), str(reason)) for name, reason in opened.bad), *passes[leaves[0]].bad),
         device=str(loaded[0].device),
         batch=batch,
-        notes=(*notes, *told),
+        notes=(*notes, *told, *dict.fromkeys(note for done in passes.values() for note in done.engines)),
     )
+
+
+def apart(models: Sequence[Model], names: Sequence[str]) -> tuple[list[Model], list[str]]:
+    """The models with the members of each ensemble in its place, and what each is called."""
+    pairs = [
+        (member, f"{name}#{number}" if model.members else name)
+        for model, name in zip(models, names, strict=True)
+        for number, member in enumerate(model.members or (model,), 1)
+    ]
+    return [member for member, _ in pairs], [name for _, name in pairs]
 
 
 def _checked(rows: Sequence[_Row], models: Sequence[Model]) -> list[Leaf]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from striate.core.errors import StriateError
 from striate.core.results import Result
 from striate.data.samples import Dataset
+from striate.engines.chooser import check_name
 from striate.evaluate.opening import images_to_test
 from striate.evaluate.protocols import Protocol, parse_protocol
 from striate.evaluate.reading import check_counts, run_over
@@ -119,6 +120,7 @@ def evaluate(
     batch: int = 64,
     device: str | None = None,
     threads: int | None = None,
+    engine: str | None = None,
     **opening: Any,
 ) -> Evaluation:
     """Test a model on a split of a data set by a protocol.
@@ -129,8 +131,8 @@ def evaluate(
     data that the model was trained on keep the splits of the training; other data that come without splits
     are tested whole. split: where there is no "test", "val" is taken and a note says so. batch: views of the
     net's own size a forward pass. device: auto, cpu, cuda or mps; None leaves the model where it is.
-    threads: for loading and computing; None or 0 takes all processors. Unreadable images are left out, named
-    and counted.
+    threads: for loading and computing; None or 0 takes all processors. engine: what the net runs on, as
+    `Model.engine`, which None leaves as it is. Unreadable images are left out, named and counted.
 
     Raises:
         StriateError: an unknown split, protocol or option, data of another kind or other classes than the
@@ -143,17 +145,30 @@ def evaluate(
         from striate.evaluate.compare import compare
 
         how: dict[str, Any] = {"split": split, "batch": batch, "device": device, "threads": threads}
+        how["engine"] = engine
         return compare(several, data, [chosen], **how, **opening).evaluation()
     loaded = several[0] if isinstance(several[0], Model) else load(several[0])
     if device is not None:
         loaded.to(device)
+    set_engine(loaded, engine)
+    name, tested = model_name(loaded, several[0]), one_model
+    if loaded.members:
+        from striate.evaluate.ensembles import ensemble as tested
+    return tested(loaded, name, data, chosen, split=split, batch=batch, threads=threads, opening=opening)
+
+
+def one_model(
+    loaded: Model, name: str, data: Any, chosen: Protocol, *, split: str, batch: int, threads: int | None,
+    opening: Mapping[str, Any],
+) -> Evaluation:  # fmt: skip
+    """What `evaluate` gives for a model that is called `name` in the result."""
     runner = Runner(chosen, loaded, batch=batch)
     opened, samples, notes = images_to_test(data, loaded, split, opening)
     scorer = loaded.task.scorer()
     done = run_over(runner, samples, scorer.update, threads)
     scores = scorer.result()
     return Evaluation(
-        model=model_name(loaded, several[0]),
+        model=name,
         data=opened.name,
         digest=opened.digest(),
         split=samples.name,
@@ -168,8 +183,18 @@ def evaluate(
         waited=done.waited,
         device=str(loaded.device),
         batch=batch,
-        notes=tuple(notes),
+        notes=(*notes, *done.engines),
     )
+
+
+def set_engine(model: Model, engine: str | None) -> None:
+    """Let a model run on an engine; None leaves it as it is.
+
+    Raises:
+        StriateError: there is no such engine.
+    """
+    if engine is not None:
+        model.engine = check_name(engine)
 
 
 def given_models(model: Any) -> list[Model | str | os.PathLike[str]]:

@@ -31,7 +31,8 @@ class Pass:
     """What one pass over a split took: views and multiply-adds are the means of an image, times seconds.
 
     bad: (name, reason) of the images that could not be read; multiply_adds None where the net cannot be
-    counted; waited: the part of the seconds in which the net stood still for want of images.
+    counted; waited: the part of the seconds in which the net stood still for want of images; engines: lines
+    on what the net ran on.
     """
 
     bad: tuple[tuple[str, str], ...]
@@ -39,6 +40,7 @@ class Pass:
     multiply_adds: float | None
     seconds: float
     waited: float
+    engines: tuple[str, ...] = ()
 
 
 def run_over(runner: Runner, split: Split, take: Take, threads: int | None) -> Pass:
@@ -52,7 +54,15 @@ def run_over(runner: Runner, split: Split, take: Take, threads: int | None) -> P
     bad: list[tuple[str, str]] = []
     begin, waited = time.perf_counter(), 0.0
     workers = threads or processors()
-    with computing(threads), contextlib.closing(batches(runner, split, workers, bad)) as blocks:
+
+    def left(seen: int) -> int:
+        return round(len(split) * runner.views_per_image) - seen if runner.images else 0
+
+    with (
+        computing(threads),
+        runner.model.running(left) as engines,
+        contextlib.closing(batches(runner, split, workers, bad)) as blocks,
+    ):
         while True:
             asked = time.perf_counter()
             block = next(blocks, None)
@@ -75,7 +85,7 @@ def run_over(runner: Runner, split: Split, take: Take, threads: int | None) -> P
         counted: float | None = runner.multiply_adds()
     except (StriateError, ImportError):
         counted = None
-    return Pass(tuple(bad), runner.views_per_image, counted, seconds, waited)
+    return Pass(tuple(bad), runner.views_per_image, counted, seconds, waited, tuple(engines.lines()))
 
 
 def check_counts(batch: object, threads: object) -> None:

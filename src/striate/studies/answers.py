@@ -19,13 +19,18 @@ from striate.model import Model, image_files, load
 
 @dataclass(frozen=True)
 class Answers(Result):
-    """One answer a file, in the order given; files that could not be read are in `bad`."""
+    """One answer a file, in the order given; files that could not be read are in `bad`.
+
+    engine: what the net ran on; notes: engines that were dropped, and why.
+    """
 
     ROWS = ("files", "answers")
 
     files: Sequence[str]
     answers: Sequence[Any]
     bad: Sequence[tuple[str, str]] = ()
+    engine: str = "eager"
+    notes: Sequence[str] = ()
 
     def lines(self) -> list[str]:
         """One line a file, then the unreadable ones."""
@@ -57,7 +62,7 @@ def expand(paths: Sequence[str]) -> Iterator[str]:
 
 def predict_files(
     model: str, paths: Sequence[str], *, top: int = 5, batch: int = 32, threads: int = 0,
-    device: str = "auto", skip_bad: bool = False, out: str | None = None,
+    device: str = "auto", engine: str = "auto", skip_bad: bool = False, out: str | None = None,
 ) -> Answers:  # fmt: skip
     """Predict for files and folders; `out` takes a .csv or .json file, or a folder for masks.
 
@@ -71,13 +76,19 @@ def predict_files(
     loaded = load(model)
     found = loaded.predict(
         list(expand(paths)), top=top, batch=batch, threads=threads or None, device=device,
-        on_error="skip" if skip_bad else "raise",
+        on_error="skip" if skip_bad else "raise", engine=engine,
     )  # fmt: skip
     pairs = [pair for pair in zip(found.names, found, strict=True) if pair[1] is not None]
-    result = Answers([name for name, _ in pairs], [answer for _, answer in pairs], found.bad)
+    result = Answers([name for name, _ in pairs], [answer for _, answer in pairs], found.bad, *ran_on(loaded))
     if out:
         _write(result, loaded, Path(out))
     return result
+
+
+def ran_on(model: Model) -> tuple[str, list[str]]:
+    """What a model's net ran on, and the engines that were dropped."""
+    engines = model.engines()
+    return engines.told(), list(engines.notes)
 
 
 def _write(result: Answers, model: Model, out: Path) -> None:
