@@ -16,12 +16,13 @@ from typing import Any, Literal
 from striate.core.answer import Answer
 from striate.core.errors import StriateError
 from striate.studies.data_verb import data
+from striate.studies.ensemble_verb import ensemble
 from striate.studies.show_units import units
 from striate.studies.synthesis import dream, stylize
 from striate.train.recipe import Recipe
 
 ListKind = Literal[
-    "nets", "layers", "initialisations", "stages", "weights", "formats", "augmentations", "tasks",
+    "nets", "layers", "initialisations", "stages", "weights", "formats", "augmentations", "inputs", "tasks",
     "optimizers", "schedules", "samplers", "pruners", "protocols", "methods", "objectives",
 ]  # fmt: skip
 
@@ -260,7 +261,7 @@ def doctor() -> Answer:
 
 VERBS: dict[str, Any] = {
     "train": train, "evaluate": evaluate, "predict": predict, "visualize": visualize, "units": units,
-    "dream": dream, "stylize": stylize,
+    "dream": dream, "stylize": stylize, "ensemble": ensemble,
     "data": data, "nets": nets, "compare": compare, "weights": weights, "report": report, "list": list_,
     "demo": demo, "doctor": doctor,
 }  # fmt: skip

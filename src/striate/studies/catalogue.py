@@ -19,6 +19,7 @@ REGISTRIES = {
     "weights": "striate.nets.weights:CARDS",
     "formats": "striate.data.formats:FORMATS",
     "augmentations": "striate.data.augment:AUGMENTATIONS",
+    "inputs": "striate.data.statistics:INPUTS",
     "tasks": "striate.tasks.task:TASKS",
     "optimizers": "striate.train.optimize:OPTIMIZERS",
     "schedules": "striate.train.schedules:SCHEDULES",
