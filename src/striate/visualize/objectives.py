@@ -173,7 +173,9 @@ def total(terms: Iterator[tuple[float, Leaf]] | Sequence[tuple[float, Leaf]]) ->
 def written(value: Any) -> str:
     """An argument as text; names with separators in them stand in quotes."""
     if isinstance(value, str):
-        return f'"{value}"' if re.search(r"[\s,()=+*\"']", value) or _number(value) is not None else value
+        if not re.search(r"[\s,()=+*\"']|^-", value) and _number(value) is None:
+            return value
+        return f"'{value}'" if '"' in value else f'"{value}"'
     if isinstance(value, tuple):
         return " ".join(written(item) for item in value)
     if isinstance(value, os.PathLike):
