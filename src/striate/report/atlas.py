@@ -15,7 +15,6 @@ class Tiles:
     label: str
     width: int
     height: int
-    sharp: bool = False
 
 
 @dataclass(frozen=True)

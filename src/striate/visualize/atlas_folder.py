@@ -45,7 +45,8 @@ LABELS = {PATCHES: "strongest patches", "deconvnet": "deconvnet projections",
 class UnitRecord:
     """One unit looked up in an atlas: its k strongest images, its statistics, and the files of its pictures.
 
-    seen: (name, response, row, column) of the strongest images; pictures: "patches" and rules -> file.
+    seen: (name, response, row, column) of the strongest images; pictures: "patches" and rules -> file, none
+    for a unit that is above 0 on no image.
     """
 
     stage: str
@@ -97,7 +98,11 @@ class AtlasFolder:
             number,
             tuple((str(n), float(v), int(r), int(c)) for n, v, r, c in one["seen"]),
             dict(one["statistics"]),
-            {name: folder / _file(number, name, facts["suffix"]) for name in facts["pictures"]},
+            {
+                name: folder / _file(number, name, facts["suffix"])
+                for name in facts["pictures"]
+                if one["seen"]
+            },
         )
 
 

@@ -114,7 +114,7 @@ class Running:
             return
         fresh = found.masked_fill(~better, EMPTY).T[chosen]
         # A stable sort of what is kept, then the batch in its order: of equals the earlier image wins.
-        values, order = torch.cat([self.values[chosen], fresh], 1).sort(1, descending=True, stable=True)
+        values, order = torch.cat([self.values[chosen], fresh], 1).sort(dim=1, descending=True, stable=True)
         values, order = values[:, : self.k], order[:, : self.k]
         new = (order >= self.k) & (values > EMPTY)
         batch = order - self.k

@@ -114,7 +114,7 @@ class Units(Result):
 
     def lines(self) -> list[str]:
         """A few lines for people."""
-        head = f"{self.model} on {self.images:,} images of {self.data} ({self.split})"
+        head = f"{self.model} on {self.images:,} images of {self.data or 'the data'} ({self.split})"
         rows = [f"{'stage':<16} {'units':>6} {'dead':>6} {'active':>8} {'sparseness':>11}"]
         for found in self.stages:
             alive = found.sparseness[np.isfinite(found.sparseness)]
