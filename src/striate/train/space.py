@@ -57,7 +57,7 @@ class Dimension:
 
     def ends(self) -> tuple[Any, ...]:
         """The values that must be right for all to be: every one of a list, the ends of a range."""
-        return self.values or (self.low, self.high)
+        return self.values if self.kind == "list" else (self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def _range(name: str, kind: str, inside: str) -> Dimension:
     if kind not in RANGES:
         raise unknown("range", kind, RANGES)
     form = f"{kind}(LOW,HIGH) or {kind}(LOW,HIGH,POINTS)"
-    found = [_read(part, name) for part in _parts(inside)]
+    found = [_read(part, ".") for part in _parts(inside)]
     good = len(found) in (2, 3) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in found)
     if not good or any(isinstance(v, bool) for v in found) or not found[0] < found[1]:
         raise StriateError(f"space.{name} is {kind}({inside})", allowed=f"{form}, LOW below HIGH")
@@ -285,14 +285,23 @@ def _one_call(text: str) -> bool:
 
 
 def _read(text: str, name: str) -> Any:
-    """One value: a number also in the form 1e-3, which YAML takes for text, else as YAML reads it."""
+    """One value: a text where the setting is one; else a number, true, false, null, or YAML in brackets.
+
+    Not all of YAML: it takes `off` for false and 1e-3 for a text.
+    """
+    words = {"true": True, "false": False, "null": None}
+    kinds = (Any,) if "." in name else _kinds(name)
+    if str in kinds and not (text == "null" and type(None) in kinds):
+        return text.strip("\"'")
+    if text in words:
+        return words[text]
     for kind in (int, float):
         try:
             return kind(text)
         except ValueError:
             pass
     try:
-        return _frozen(yaml.safe_load(text)) if text else text
+        return _frozen(yaml.safe_load(text)) if text[:1] in ("[", "{", '"', "'") else text
     except yaml.YAMLError as error:
         raise StriateError(f"space.{name} has {text!r}", hint="check its brackets and quotes") from error
 
