@@ -52,7 +52,7 @@ def test_what_is_pooled_does_not_feel_a_shift_and_a_map_does() -> None:
         assert amounts.tolist() == [-2, -1, 0, 1, 2]
         conv, pool = picture.arrays[f"{name}_distance"][0]
         np.testing.assert_allclose(pool, 0, atol=1e-6)
-        assert conv[2] == 0
+        assert conv[2] < 1e-6
         # A shift by 1 leaves half of the spot on itself: four pixels change by the step, by 2 all eight do.
         step = 2 * 112 / 255
         np.testing.assert_allclose(conv, step * np.sqrt([8, 4, 0, 4, 8]), rtol=1e-3)
@@ -108,7 +108,7 @@ def test_curves_are_those_of_moving_each_picture_by_hand() -> None:
                 assert picture.arrays[f"{name}_probability"][number, place] == pytest.approx(
                     expected, abs=1e-5
                 )
-    assert picture.arrays["scale_distance"][:, :, 2].max() == 0
+    assert picture.arrays["scale_distance"][:, :, 2].max() < 1e-5
 
 
 def test_figure_has_a_chart_for_each_stage_and_the_probability() -> None:

@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from little_models import conv_model, pictures
 from striate import cli, train
 from striate.core.errors import StriateError
 from striate.core.folders import replacing_folder
+from striate.data.preprocess import Preprocess
 from striate.data.samples import Split
 from striate.images import draw
 from striate.model import Model
+from striate.nets.net import create_net
+from striate.tasks.classification import Classification
 from striate.train.recipe import Recipe
 from striate.visualize.atlas import PATCHES, draw_stage
 from striate.visualize.atlas_folder import AtlasFolder, write_folder, write_page, write_sheet
@@ -118,8 +122,11 @@ def test_page_escapes_names(tmp_path: Path) -> None:
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[Path, Path]:
     """A model file, and a folder of unlabelled images."""
-    path = conv_model().save(tmp_path / "model.safetensors")
-    for number, image in enumerate(pictures(5)):
+    torch.manual_seed(0)
+    net = create_net("lenet5", 3, size=28)
+    model = Model(net.eval(), Classification(["a", "b", "c"]), Preprocess(size=(28, 28), resize="squash"))
+    path = model.save(tmp_path / "model.safetensors")
+    for number, image in enumerate(pictures(5, 28, 28)):
         draw.save(tmp_path / "images" / f"{number}.png", image)
     return path, tmp_path / "images"
 
