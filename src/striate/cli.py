@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from striate.core.answer import Answer
 from striate.core.errors import StriateError
+from striate.studies.bench_verb import bench
 from striate.studies.data_verb import data
 from striate.studies.ensemble_verb import ensemble
 from striate.studies.show_units import units
@@ -79,10 +80,8 @@ def evaluate(
         label_column: the column of a table that holds the class, where it is not found by itself
         out: write the scores, with one entry an image, to this .json file too; tables to .csv as well
     """
-    from striate.core import machine
     from striate.evaluate.verb import evaluate_verb
 
-    machine.keep_heap()
     result = evaluate_verb(
         model, data, split=split, protocol=protocol, grid=grid, trained_side=trained_side,
         corruptions=corruptions, batch=batch, threads=threads, device=device, engine=engine,
@@ -110,10 +109,8 @@ def predict(
         skip_bad: name unreadable files and go on, instead of stopping
         out: write the answers to this .csv or .json file too; masks go into this folder as .png
     """
-    from striate.core import machine
     from striate.studies import answers
 
-    machine.keep_heap()
     result = answers.predict_files(
         model, images, top=top, batch=batch, threads=threads, device=device, engine=engine,
         skip_bad=skip_bad, out=out,
@@ -134,11 +131,9 @@ def visualize(
         out: the file to write: .png, .svg, .npz or .json; by default METHOD.png
         options: the method's own options, such as --options.stage conv2 or --options.target cat
     """
-    from striate.core import machine
     from striate.model import load
     from striate.visualize.method import visualize as run
 
-    machine.keep_heap()
     picture = run(method, load(model), images or None, **(options or {}))
     path = picture.save(out or f"{method}.png")
     return Answer(
@@ -262,9 +257,11 @@ def doctor() -> Answer:
 VERBS: dict[str, Any] = {
     "train": train, "evaluate": evaluate, "predict": predict, "visualize": visualize, "units": units,
     "dream": dream, "stylize": stylize, "ensemble": ensemble,
-    "data": data, "nets": nets, "compare": compare, "weights": weights, "report": report, "list": list_,
-    "demo": demo, "doctor": doctor,
+    "data": data, "nets": nets, "compare": compare, "bench": bench, "weights": weights, "report": report,
+    "list": list_, "demo": demo, "doctor": doctor,
 }  # fmt: skip
+# These compute nothing: the memory allocator stays as it is. All others keep large blocks (`keep_heap`).
+LIGHT = ("data", "nets", "weights", "report", "list", "doctor")
 
 
 def usage() -> str:
@@ -325,6 +322,10 @@ def _run(name: str, arguments: list[str]) -> int:
     values, as_json = parse(f"striate {name}", VERBS[name], arguments)
     if values is None:
         return 0
+    if name not in LIGHT:
+        from striate.core import machine
+
+        machine.keep_heap()
     answer = VERBS[name](**values)
     if int(os.environ.get("RANK", "0")) != 0:
         # Of several processes only the first speaks.

@@ -84,6 +84,7 @@ class Shape:
         self.chosen: Lane = self.plain
         self.record = Record()
         self._about: dict[str, Any] | None = None
+        self.decided = False  # whether the net itself goes on, for as long as nothing changes
         self._turn = self._round = 0
         self._kept = True
 
@@ -136,6 +137,7 @@ class Shape:
             return  # the first pass of all is slower than the others; there is time for a second look
         spent, kinds = self.plain.best, self.ground.allowed
         # Nothing is looked up for a job that is done before an engine could be built.
+        self.decided = True
         if left * spent < 0.5 * min((kind.setup for kind in kinds.values()), default=0.0):
             return
         if self._about is None:
@@ -152,7 +154,8 @@ class Shape:
             if form not in known and kinds[form.engine].gain * left * spent > kinds[form.engine].setup + spent
         ]
         best = self.record.best(left, [PLAIN.engine, *kinds])
-        if fresh or best != PLAIN:
+        self.decided = not fresh and best == PLAIN
+        if not self.decided:
             self._open([*([best] if best != PLAIN else []), *fresh], images, wanted)
             if not fresh and self.lanes:
                 self._settle(self.lanes[-1])
@@ -242,7 +245,7 @@ class Shape:
     def _settle(self, winner: Lane) -> None:
         for lane in self.lanes:
             self._remember(lane)
-        self.lanes, self.chosen = [], winner
+        self.lanes, self.chosen, self.decided = [], winner, True
         self.finish()
 
     # ------------------------------------------------------------------ a wanted engine
@@ -274,7 +277,7 @@ class Shape:
             raise StriateError(
                 f"engine {name!r} cannot run this net: {reason}", hint="leave out --engine, or give eager"
             ) from reason
-        self.chosen = lane
+        self.chosen, self.decided = lane, True
 
 
 class Padded(Engine):

@@ -123,9 +123,6 @@ class _Foreign(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return f"{type(m).__module__}.".startswith(KNOWN)
 
-    def path_of_module(self, mod: nn.Module) -> str:
-        return "root" if mod is self.root else super().path_of_module(mod)
-
 
 def installed(module: str) -> bool:
     """Whether a package is there, without importing it."""
