@@ -28,7 +28,7 @@ from striate.train.study import FEWEST, LEASES, SearchResult, Study, TrialRecord
 
 IMPORTANCE = (
     "How much of the scores' variance over the whole space each setting explains by itself and with others "
-    "(functional analysis of variance by random forests, over the finished trials)."
+    "(functional analysis of variance by random forests over the finished trials: rough with a few dozen)."
 )
 
 
