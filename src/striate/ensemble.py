@@ -261,7 +261,7 @@ def average_weights(
             "the average of nets with batch norm wants training images for its statistics",
             hint="give the data that they were trained on",
         )
-    about = {key: first.card[key] for key in ("data", "recipe") if key in first.card}
+    about: dict[str, Any] = {key: first.card[key] for key in ("data", "recipe") if key in first.card}
     return Model(net.eval(), first.task, first.preprocess, {**about, **(card or {})})
 
 

@@ -149,7 +149,8 @@ class Zca(Step):
     def invert(self, x: Tensor, arrays: Mapping[str, Tensor]) -> Tensor:
         """W^-1 y + m."""
         flat = torch.linalg.solve(arrays["matrix"].double(), x.flatten(1).double().T).T
-        return (flat + arrays["mean"]).to(x.dtype).view(x.shape)
+        found: Tensor = (flat + arrays["mean"]).to(x.dtype).view(x.shape)
+        return found
 
 
 @INPUTS.register("zca-patches", invertible=False)
@@ -193,7 +194,7 @@ class ZcaPatches(Step):
             for batch in views():
                 if min(batch.shape[2:]) >= self.window:
                     # A few images at a time: the patches take the window's area times their memory.
-                    for part in batch.split(max(1, 2_000_000 // batch[0].numel() // self.window)):
+                    for part in torch.split(batch, max(1, 2_000_000 // batch[0].numel() // self.window)):
                         found = functional.unfold(part, self.window)
                         yield found.transpose(1, 2).reshape(-1, found.shape[1])
 

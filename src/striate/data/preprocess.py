@@ -201,7 +201,7 @@ class Preprocess:
         arrays = self.arrays or Arrays({})
         if {name: array.shape for name, array in arrays.items()} != self.array_shapes():
             raise StriateError(f"input {self.input!r} is not computed", hint="make it with Preprocess.fit")
-        return arrays.on(x.device)
+        return {name: tensor.to(x.dtype) for name, tensor in arrays.on(x.device).items()}
 
     @cached_property
     def _levels(self) -> tuple[Tensor, Tensor]:
@@ -368,7 +368,9 @@ class Preprocess:
             return draft
         kept = statistics.sample_views(split, draft)
         # What the first step is given: standardised channels, or 0 to 1.
-        unit = {} if draft.steps[0].name == "channels" else {"mean": (0.0,), "std": (1.0,)}
+        unit: dict[str, Any] = {"mean": (0.0,), "std": (1.0,)}
+        if draft.steps[0].name == "channels":
+            unit = {}
         first = dataclasses.replace(draft, input="channels", **unit)
         arrays = statistics.fit_steps(
             draft.steps, lambda: (first.normalise(part) for part in kept), shape, channels

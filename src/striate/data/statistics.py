@@ -41,7 +41,7 @@ class Arrays(Mapping[str, NDArray[np.float32]]):
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._arrays: dict[str, NDArray[np.float32]] = {}
         for name, value in sorted(values.items()):
-            array = np.array(value, dtype=np.float32)
+            array = np.array(np.asarray(value), dtype=np.float32)
             array.setflags(write=False)
             self._arrays[name] = array
         self._placed: dict[torch.device, dict[str, Tensor]] = {}

@@ -34,7 +34,7 @@ def is_one(images: Any) -> bool:
 
 def several(images: Any) -> Iterable[Any]:
     """The images of an iterable, or the files below a folder."""
-    return image_files(images) if isinstance(images, (str, os.PathLike)) else images  # type: ignore[no-any-return]
+    return image_files(images) if isinstance(images, (str, os.PathLike)) else images
 
 
 def image_files(folder: str | os.PathLike[str]) -> list[Path]:
