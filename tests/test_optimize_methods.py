@@ -99,9 +99,9 @@ def test_lbfgs_goes_where_the_dense_formula_points() -> None:
     for step in range(6):
         points.append(net.w.detach().flatten().clone())
         slopes.append(net.a @ points[-1] - net.b)
-        before = float(net())
+        before = net().item()
         valley_step(net, optimizer)
-        move, after = net.w.detach().flatten() - points[-1], float(net())
+        move, after = net.w.detach().flatten() - points[-1], net().item()
         eye = torch.eye(6, dtype=torch.float64)
         h = eye
         pairs = [(points[k + 1] - points[k], slopes[k + 1] - slopes[k]) for k in range(step)]

@@ -35,7 +35,7 @@ def steps(net: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: in
             loss.backward()
             return loss
 
-        losses.append(float(optimizer.step(closure)))
+        losses.append(optimizer.step(closure).item())
     return losses
 
 

@@ -91,6 +91,15 @@ def rmsprop(groups: Groups, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.RMSprop(groups, lr=3e-4, alpha=recipe.rms_decay, eps=epsilon, momentum=recipe.momentum)
 
 
+class LBFGS(torch.optim.LBFGS):
+    """PyTorch's L-BFGS, for gradients in any memory order; PyTorch's own takes contiguous ones only."""
+
+    def _gather_flat_grad(self) -> Tensor:
+        return torch.cat([
+            torch.zeros_like(p).reshape(-1) if p.grad is None else p.grad.reshape(-1) for p in self._params
+        ])  # fmt: skip
+
+
 @OPTIMIZERS.register(
     "lbfgs", lr=1.0, adaptive=True, fixed_rate=True, decay=None, again=True,
     moments=lambda recipe: 2 * recipe.lbfgs_history + 3,
@@ -102,7 +111,7 @@ def lbfgs(groups: Groups, recipe: Recipe) -> torch.optim.Optimizer:
     anew for each: `accumulate` makes a step of the whole set, which is what the method is meant for.
     """
     parameters = [parameter for group in groups for parameter in group["params"]]
-    return torch.optim.LBFGS(
+    return LBFGS(
         parameters,
         lr=1.0,
         max_iter=recipe.lbfgs_iterations,
