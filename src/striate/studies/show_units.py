@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -74,7 +75,7 @@ def units(
 
         with _progress("images") as tell:
             found = find_units(shown, images, names, k=k, tell=tell, **how)
-        target = Path(out or f"units-{found.model}")
+        target = Path(out or "units-" + re.sub(r"[^A-Za-z0-9._-]+", "-", found.model))
         if suffix in (".npz", ".json"):
             path = found.save(target)
         else:

@@ -90,7 +90,7 @@ class Running:
         self.digests = torch.zeros((units, self.k), dtype=torch.int64, device=device)
         # Sums are taken of differences from the first image's values: they do not cancel.
         kind = torch.float32 if device.type == "mps" else torch.float64
-        self.origin = found[0].to(kind)
+        self.origin = found[0].to(kind, copy=True)
         self.total = torch.zeros(units, dtype=kind, device=device)
         self.square = torch.zeros_like(self.total)
         self.active = torch.zeros_like(self.total)

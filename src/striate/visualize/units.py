@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,8 +183,8 @@ def find_units(
     try:
         with leaves_as_found(model.net), torch.inference_mode():
             model.net.eval()
-            with watch.on(model.net):
-                for part in loader.batches(0):
+            with watch.on(model.net), closing(loader.batches(0)) as batches:
+                for part in batches:
                     watch.show(model, part)
                     if tell is not None:
                         tell(watch.images, len(split))
@@ -228,8 +228,7 @@ class Watch:
                 self._facts = self._facts.to(output.device)
             self.running[name].see(output, self._facts)
 
-        with ExitStack() as block:
-            block.enter_context(stepping(net, self.running, leave=leave))
+        with stepping(net, self.running, leave=leave):
             yield
 
     def show(self, model: Model, batch: Batch) -> None:
