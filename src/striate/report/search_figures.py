@@ -73,7 +73,7 @@ def score_scale(trials: Sequence[TrialRow]) -> Scale:
 
 def score_ticks(scale: Scale) -> tuple[tuple[float, str], ...]:
     """Ticks of the scores in percent, as many digits as tell them apart; positions from the top."""
-    values = ticks(scale.low, scale.high, 5)
+    values = ticks(scale.low, scale.high, 6)
     digits = next((d for d in (0, 1, 2) if len({percent(v, d) for v in values}) == len(values)), 3)
     return tuple((1 - scale(v), percent(v, digits)) for v in values)
 
