@@ -7,9 +7,9 @@ Both ways run in processes of their own, one after the other; one JSON line each
 seconds of the steps, peak memory of the process, and the loss of the finished picture, which a third process
 computes for both with the plain way's own code. The loss is that of Gatys et al. 2015 (equations 1, 4, 5, 7)
 with relative distances, content relu4_2, style relu1_1 .. relu5_1 of equal weights, from the content image.
-The plain way: the stages in a row, gradients by autograd, `torch.optim.LBFGS` with its defaults, one pass a step. VGG-19 has random
-weights from a fixed seed, with filters scaled to mean activation 1 as in the paper, unless --weights names a
-file of it; the images are made by formulas, so that nothing is needed.
+The plain way: the stages in a row, gradients by autograd, `torch.optim.LBFGS` with its defaults, one pass a
+step. VGG-19 has random weights from a fixed seed, with filters scaled to mean activation 1 as in the paper,
+unless --weights names a file of it; the images are made by formulas, so that nothing is needed.
 """
 
 from __future__ import annotations

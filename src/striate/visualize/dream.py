@@ -191,7 +191,7 @@ def _octaves(
         if picture is not None:
             before = to_picture(resized(source, sizes[octave - 1]))
             detail = F.interpolate(picture - before, size, mode="bicubic", align_corners=False)
-            base = base + detail
+            base.add_(detail)
             del before, detail
         form = Form(tuple(base.shape), "pixels")  # type: ignore[arg-type]
         form.values = base.clamp_(0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -12,8 +13,10 @@ from torch import Tensor
 from striate.core.errors import StriateError
 from striate.core.settings import setting
 from striate.visualize.ascent import climb
+from striate.visualize.fingerprint import of_model
 from striate.visualize.forms import FORMS, Form
 from striate.visualize.goals import Channel, ClassScore, Diversity, Each, Lp, Unit
+from striate.visualize.kept import Keeper
 from striate.visualize.method import METHODS, Method, Panel, Picture, Pixels, class_index
 from striate.visualize.objectives import Leaf, Objective, parse
 from striate.visualize.robustness import Robustness
@@ -28,7 +31,7 @@ RECIPES = ("robust", "simonyan", "erhan")
 MOST = 64
 
 
-@METHODS.register("maximise", images="none", target=True)
+@METHODS.register("maximise", images="none", target=True, runs=True)
 @dataclass(frozen=True)
 class Maximise(Method):
     """The picture, made from noise, that excites a class, a map, a unit or any objective most.
@@ -65,6 +68,8 @@ class Maximise(Method):
     form: str | None = setting(None, help="parametrisation: pixels or fourier", choices=(None, *FORMS))
     robustness: str | None = setting(None, help="such as jitter(8)+rotate(5)+scale(0.9, 1.1), or none")
     preview: str | None = setting(None, help="a .png or .jpg file to write every few steps")
+    state: str | None = setting(None, help="a file to keep the state in, now and then and at Ctrl-C")
+    resume: bool = setting(False, help="go on from the state of a stopped run")
     seed: int = setting(0, help="seed of the start and all draws", minimum=0)
 
     def draw(self, model: Model, views: Sequence[Pixels]) -> Picture:
@@ -74,9 +79,13 @@ class Maximise(Method):
         objective, captions, fixed = self._objective(model, size)
         watch = Reporter(self.preview, max(1, self.steps // 20)) if self.preview else None
         history: list[float] = []
+        own = dataclasses.replace(self, preview=None, state=None, resume=False)
+        keeper = Keeper(self.state, {"wish": own, "net": of_model(model)}, resume=self.resume)
         with studio.open():
             phase = self._phase(studio, objective, len(captions))
-            pictures = ascend(phase, watch=watch, history=history)
+            saved = (keeper.load() or {}).get("phase")
+            pictures = ascend(phase, watch=watch, keeper=keeper, state=saved, history=history)
+            keeper.done()
             look = studio.look(phase.objective, pictures.to(studio.device))
         pixels = [to_pixels(picture) for picture in pictures]
         values = look.values.detach().cpu().numpy().astype(np.float64)
@@ -169,7 +178,7 @@ class Maximise(Method):
         least = min(studio.size)
         usual = f"jitter({max(1, least // 24)})+rotate(6)+scale(0.92, 1.08)" if robust else "none"
         robustness = Robustness.parse(self.robustness if self.robustness is not None else usual)
-        optimizer = climb("adam" if robust else "ascent", rate)
+        optimizer = climb("adam", rate)
         return Phase(
             studio, objective.ready(studio), form, optimizer, self.steps, robustness, self.seed,
             project=project,

@@ -137,6 +137,11 @@ class Studio:
         seen: what the net is shown (N, C, h, w), 0 .. 1; picture: what the objectives of the picture itself
         are taken of, the same unless given. The gradients are with respect to each.
         """
+        if seen.ndim != 4 or seen.shape[1] != self.channels:
+            raise StriateError(
+                f"pictures of shape {tuple(seen.shape)}, {seen.shape[1] if seen.ndim > 1 else 0} channels",
+                allowed=f"(N, {self.channels}, height, width)",
+            )
         terms = objective.terms()
         inner = [(weight, leaf) for weight, leaf in terms if leaf.where() is not None]
         outer = [(weight, leaf) for weight, leaf in terms if leaf.where() is None]
@@ -260,7 +265,11 @@ class Studio:
         reason = Lean.refuses(self.net, names)
         if reason is not None:
             return self._only_whole(reason) if self.memory == "tiled" else None
-        lean = Lean(self.net, names, shape)
+        try:
+            lean = Lean(self.net, names, shape)
+        except RuntimeError:
+            # Such a picture does not fit the net: the whole pass says where.
+            return None
         if self.memory == "tiled" or lean.whole_bytes() > self.budget:
             lean.keep(self.budget // 8)
             return lean
@@ -296,7 +305,9 @@ def as_maps(name: str, output: Any) -> Tensor:
 
 def to_picture(pixels: NDArray[np.uint8]) -> Tensor:
     """uint8 (H, W, C) as (1, C, H, W) float32 in 0 .. 1."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float().div_(255)
+    # One memory order for all: a run that goes on from a file gives equal bytes.
+    planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].contiguous()
+    return planes.float().div_(255)
 
 
 def to_pixels(picture: Tensor) -> NDArray[np.uint8]:
