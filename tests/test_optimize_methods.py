@@ -279,7 +279,7 @@ def test_the_value_of_a_penalty_has_its_gradient() -> None:
     weights = [p for p in net.parameters() if p.ndim > 1]
     penalty = Penalty(weights, 0.3, 0.7, False, build_optimizer(net, Recipe()))
     loss = sum(0.3 * w.abs().sum() + 0.35 * (w**2).sum() for w in weights)
-    assert float(penalty.value()) == pytest.approx(float(loss), rel=1e-5)
+    assert float(penalty.value()) == pytest.approx(loss.item(), rel=1e-5)
     loss.backward()
     wanted = [w.grad.clone() for w in weights]
     for weight in weights:

@@ -48,13 +48,14 @@ def result(folder: Path) -> tuple[bytes, str]:
     "settings",
     [
         {
-            "net": "lenet5", "optimizer": "lbfgs", "accumulate": 3, "lbfgs_iterations": 3, "l1": 1e-5,
-            "weight_noise": 0.01, "schedule": "constant",
+            "net": "lenet5", "optimizer": "lbfgs", "accumulate": 2, "lbfgs_iterations": 2, "l1": 1e-5,
+            "weight_noise": 0.01, "schedule": "constant", "test": 0.9,
         },
         {
             "net": "resnet20", "net_options": {"width": 4}, "optimizer": "rmsprop", "decay": "decoupled",
             "l1": 1e-4, "gradient_noise": 0.01, "input_noise": 0.1, "swa": 0.5, "norm_batches": 2,
             "schedule": "swa", "freeze": "conv1..res1a@1", "recompute": 3, "drop_path": 0.2,
+            "test": 0.9, "epochs": 2,
         },
         {
             "net": "lenet5", "optimizer": "adagrad", "schedule": "triangular", "restarts": 1,
@@ -72,7 +73,7 @@ def test_stopped_in_the_middle_of_an_epoch_the_bytes_are_the_same(
     def stop_at_some(self: Writer, event: str, job: Any) -> None:
         listen(self, event, job)
         steps.append(event)
-        if event == "step" and steps.count("step") in (1, 4, 10):
+        if event == "step" and steps.count("step") in (1, 4, 8):
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Writer, "listen", stop_at_some)
@@ -177,6 +178,11 @@ def test_what_the_losses_say() -> None:
         assert found.smoothed[k] == pytest.approx(smooth / weight)
     assert found.lines()[0].startswith("suggested: --lr ")
     assert "does not diverge" in found.lines()[1]
+    assert found.fell
+    assert len(found.lines()) == 2
+    flat = conclude(fed([2.0] * 20), Recipe())
+    assert "hardly fell" in flat.lines()[2]
+    assert flat.figure().axes[0].get_xscale() == "log"
 
 
 def test_divergence_ends_the_test() -> None:

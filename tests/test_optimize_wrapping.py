@@ -81,8 +81,8 @@ def test_recomputing_keeps_less() -> None:
 
 
 def test_recomputing_in_the_loop_changes_no_bit() -> None:
-    first = small_job(staged_net(), epochs=2, net="staged")
-    second = small_job(staged_net(), epochs=2, net="staged", recompute=3, accumulate=1)
+    first = small_job(staged_net(), epochs=2)
+    second = small_job(staged_net(), epochs=2, recompute=3)
     fit(first)
     fit(second)
     assert same_weights(first.net, second.net)

@@ -60,6 +60,11 @@ class RangeTest(Result):
     diverged: float | None
     folder: str | None = None  # where it was written
 
+    @property
+    def fell(self) -> bool:
+        """Whether the smoothed loss ever lost a tenth of what it began with."""
+        return min(self.smoothed) < 0.9 * self.smoothed[0]
+
     def lines(self) -> list[str]:
         """The suggestion and what it rests on."""
         end = (
@@ -69,6 +74,7 @@ class RangeTest(Result):
             f"suggested: --lr {self.suggested:.2g}, a tenth of {self.lowest:.2g}, where the loss is least",
             f"{self.optimizer} on {self.net}: loss falls fastest at {self.steepest:.2g}; {end}"
             f" ({len(self.rates)} steps)",
+            *(["the loss hardly fell: take the suggestion with care"] if not self.fell else []),
             *([f"written: {self.folder}"] if self.folder else []),
         ]
 
@@ -102,8 +108,9 @@ class RangeTest(Result):
         axes.plot(self.rates, self.smoothed, color="#3f6fe0", linewidth=2, label="smoothed")
         axes.axvline(self.suggested, color="#2f9e6e", label=f"suggested {self.suggested:.2g}")
         axes.axvline(self.steepest, color="#b08a12", linestyle=":", label=f"steepest {self.steepest:.2g}")
-        least = min(self.smoothed)
-        axes.set_ylim(least - 0.1 * (self.smoothed[0] - least), self.smoothed[0] + (self.smoothed[0] - least))
+        least, first = min(self.smoothed), self.smoothed[0]
+        span = max(first - least, 0.05 * abs(first), 1e-6)
+        axes.set_ylim(least - 0.1 * span, first + span)
         axes.grid(color="#e6e4df")
         axes.legend()
         return made

@@ -101,18 +101,22 @@ def run(net: nn.Module, names: tuple[str, ...], x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def statistics_kept(net: nn.Module) -> Iterator[None]:
-    """Within the block, batch norms in training leave their running statistics alone."""
+    """After the block, the running statistics of batch norms in training are what they were."""
     norms: list[Any] = [
         module
         for module in net.modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
         and module.training
-        and module.track_running_stats
+        and module.running_mean is not None
     ]
+    momenta = [norm.momentum for norm in norms]
+    counts = [norm.num_batches_tracked.clone() for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        # The statistics move by nothing: r <- (1 - 0) r + 0 b.
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
