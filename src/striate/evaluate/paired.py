@@ -51,9 +51,9 @@ def bootstrap(
     together. Efron & Tibshirani, An Introduction to the Bootstrap (1993), section 13.3. Without an image the
     difference is 0.
     """
-    gaps = np.asarray(one, float) - np.asarray(other, float)
-    if np.asarray(one).shape != np.asarray(other).shape or gaps.ndim != 1:
+    if np.shape(one) != np.shape(other) or np.ndim(one) != 1:
         raise ValueError(f"values of {np.shape(one)} and of {np.shape(other)} images are no pairs")
+    gaps = np.asarray(one, float) - np.asarray(other, float)
     if not len(gaps):
         return 0.0, 0.0, 0.0
     draws = np.random.default_rng(seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,13 +41,11 @@ def check_snapshots(recipe: Recipe) -> None:
         )
 
 
-def cycle_ends(plan: Plan) -> list[int]:
+@functools.lru_cache(maxsize=4)
+def cycle_ends(plan: Plan) -> tuple[int, ...]:
     """The number of steps done at the end of each cycle of the rate; the last is the end of the run."""
-    lengths = [plan.growth**k for k in range(plan.restarts + 1)]
-    unit = max(plan.steps - plan.warmup, 0) / sum(lengths)
-    # The step that begins within a cycle belongs to it.
-    ends = [int(np.ceil(plan.warmup + unit * length - 1e-6)) for length in itertools.accumulate(lengths)]
-    return [*ends[:-1], plan.steps]
+    done = [plan.cycle(step) for step in range(plan.steps)]
+    return (*(step for step in range(1, plan.steps) if done[step] < done[step - 1]), plan.steps)
 
 
 def snapshot_path(folder: Path, plan: Plan, step: int) -> Path | None:
