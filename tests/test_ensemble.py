@@ -1,4 +1,4 @@
-"""Ensembles: fusion against explicit means, files and hostile headers, averaged weights, what makes members."""
+"""Ensembles: fusion against explicit means, hostile files, averaged weights, and what makes members."""
 
 from __future__ import annotations
 
