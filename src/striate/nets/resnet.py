@@ -164,7 +164,7 @@ def set_drop_path(blocks: Sequence[nn.Module], rate: float) -> None:
     """
     check_range("drop_path", rate, 0, 0.99)
     for number, block in enumerate(blocks if rate else (), start=1):
-        block.drop_path = DropPath(rate * number / len(blocks))  # type: ignore[assignment]
+        block.drop_path = DropPath(rate * number / len(blocks))
 
 
 def _plain(layers: int, classes: int, in_channels: int, size: Size, width: int) -> Net:

@@ -33,8 +33,8 @@ class Again:
         self.place, self.penalty = place, penalty
         self.calls = 0
 
-    def __call__(self) -> Tensor:
-        """The loss, a scalar; gradients are left on the weights. The first call takes those of the loop."""
+    def __call__(self) -> float:
+        """The loss; gradients are left on the weights. The first call takes those of the loop."""
         self.calls += 1
         if self.calls == 1:
             losses = [loss for _, loss in self.held]
@@ -44,4 +44,4 @@ class Again:
             if self.penalty:
                 self.penalty.before()
         value = self.place.sum(torch.stack(losses).mean()) / self.place.world
-        return value + self.penalty.value() if self.penalty else value
+        return float(value + self.penalty.value() if self.penalty else value)

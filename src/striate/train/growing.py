@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,7 +71,8 @@ def grow_job(job: Job, source: str | Path) -> tuple[str, ...]:
     Raises:
         StriateError: there is no such model, or none of its layers fits.
     """
-    copied = grow(job.net, load(source).net)
+    net: Any = job.net
+    copied = grow(net, load(source).net)
     if job.average:
         job.average.begin()
     return copied

@@ -202,7 +202,7 @@ def checkpoint_bytes(job: Job) -> int:
     """Bytes of one checkpoint: weights, optimiser moments and the average."""
     weights = weight_bytes(job.net)
     moments = OPTIMIZERS.entry(job.recipe.optimizer).capabilities.get("moments", 2)
-    moments = moments(job.recipe) if callable(moments) else moments
+    moments = int(moments(job.recipe) if callable(moments) else moments)
     return weights * (1 + moments + (1 if job.average else 0)) + 4096
 
 

@@ -21,7 +21,7 @@ class Sum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Each process's part took part in the result of all of them."""
         total = gradient.clone()
         torch.distributed.all_reduce(total)

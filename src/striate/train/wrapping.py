@@ -29,7 +29,7 @@ def wrapped(net: nn.Module, recipe: Recipe, place: Place) -> nn.Module:
     check_wrapping(net, recipe)
     if recipe.sync_norm and place.world > 1:
         synchronise(net)
-    module = Recomputed(net, recipe.recompute) if recipe.recompute else net
+    module = Recomputed(net, recipe.recompute) if recipe.recompute and isinstance(net, Net) else net
     if recipe.compiled:
         module = torch.compile(module)  # type: ignore[assignment]
     return place.parallel(module)
