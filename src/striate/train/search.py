@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -295,7 +295,7 @@ class Watch:
     lease: Lease
     show: Progress
     told: int = 0  # epochs reported
-    last: float = 0.0
+    last: float = field(default_factory=time.monotonic)  # when a line was last written
 
     def __call__(self, event: str, job: Job) -> None:
         """Act on the end of an epoch, which is saved by then.
@@ -315,7 +315,7 @@ class Watch:
         if state.epoch < job.recipe.epochs and not state.stopped and self.trial.should_prune():
             raise Pruned
         now = time.monotonic()
-        if now - (self.last or now - EVERY) >= EVERY:
+        if now - self.last >= EVERY:
             self.last = now
             self.show.line(
                 f"trial {self.trial.number}: epoch {state.epoch}/{job.recipe.epochs}"

@@ -81,11 +81,15 @@ class Space:
         return [f"{d.name:<{width}}  {_words(d)}" for d in self.dimensions]
 
     def decode(self, stored: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings' values from what stands for them in the storage."""
+        """The settings' values from what stands for them in the storage; numbers with six digits."""
         found = {}
         for dimension in self.dimensions:
             value = stored[dimension.name]
-            found[dimension.name] = dimension.coded()[value] if dimension.values else value
+            if dimension.values:
+                value = dimension.coded()[value]
+            elif not dimension.whole:
+                value = min(dimension.high, max(dimension.low, float(f"{value:.6g}")))
+            found[dimension.name] = value
         return found
 
     def recipe(self, base: Recipe, values: Mapping[str, Any]) -> Recipe:
@@ -141,7 +145,7 @@ def parse(written: Mapping[str, Any], base: Recipe) -> Space:
             list of one, or a setting that all trials must share.
     """
     names = [field.name for field in dataclasses.fields(Recipe)]
-    dimensions = []
+    dimensions: list[Dimension] = []
     for key, text in _flattened(written):
         name = _named(key, names)
         if name in (d.name for d in dimensions):
