@@ -101,19 +101,27 @@ def folder_split(folder: Path, files: list[bytes]) -> Split:
     return Split("train", FilePool(folder, names), rows, rows % 2)
 
 
-@pytest.mark.parametrize("augment", ["random-resized-crop", "random-resized-crop+flip"])
-def test_views_are_those_of_the_whole_image(tmp_path: Path, augment: str) -> None:
+@pytest.mark.parametrize(
+    "augment",
+    ["random-resized-crop", "random-resized-crop+flip", "random-resized-crop+flip+colour",
+     "scale-jitter(36,50)+flip", "random-resized-crop+affine(rotate=20)"],
+)  # fmt: skip
+@pytest.mark.parametrize("channels", [1, 3])
+def test_views_are_those_of_the_whole_image(tmp_path: Path, augment: str, channels: int) -> None:
     files = [coded(picture(90 + 7 * i, 130, i), subsampling=2) for i in range(6)]
-    preprocess = Preprocess(size=(32, 32), channels=3, mean=(0.5,) * 3, std=(0.2,) * 3)
-    reader = Reader(folder_split(tmp_path, files), preprocess, parse(augment), 0, True)
-    again = Reader(folder_split(tmp_path, files), preprocess, parse(augment), 0, True)
-    numbers = np.arange(6)
-    for epoch in range(1, 6):
-        u = reader.draw(epoch, numbers)
-        for number in numbers:
-            again._sound[:] = False
-            one, other = (each.sample(int(number), u[number])[0] for each in (reader, again))
-            np.testing.assert_array_equal(one, other)
+    preprocess = Preprocess(size=(32, 32), channels=channels, mean=(0.5,) * channels, std=(0.2,) * channels)
+    split, pipeline = folder_split(tmp_path, files), parse(augment)
+    reader = Reader(split, preprocess, pipeline, 0, True)
+    for epoch in range(5):
+        u = reader.draw(epoch, reader.order(epoch))
+        frames = pipeline.frames(u, 32, 32)
+        for row, number in enumerate(reader.order(epoch)):
+            frame = None if frames is None else frames[row]
+            seen, _ = reader.sample(int(number), u[row], frame)
+            whole = split.image(
+                int(number), at_least=pipeline.at_least(u[row], preprocess), channels=channels
+            )
+            np.testing.assert_array_equal(seen, pipeline.view(whole, u[row], preprocess, frame))
     assert reader._sound.all()
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -241,10 +242,10 @@ def test_no_readable_image_at_all(tmp_path: Path, mode: str) -> None:
 
 def test_an_error_that_is_no_bad_image_comes_up_once_and_ends_the_threads() -> None:
     class Failing(Split):
-        def image(self, index: int, *, at_least: int | None = None, channels: int = 3) -> np.ndarray:
+        def image(self, index: int, **how: Any) -> np.ndarray:
             if index == 11:
                 raise RuntimeError("of another kind")
-            return super().image(index, at_least=at_least, channels=channels)
+            return super().image(index, **how)
 
     pool = ArrayPool(pixels())
     split = Failing("train", pool, np.arange(40), np.zeros(40, dtype=np.int64))
@@ -265,10 +266,10 @@ class Slow(Split):
         self.read_so_far = 0
         self.lock = threading.Lock()
 
-    def image(self, index: int, *, at_least: int | None = None, channels: int = 3) -> np.ndarray:
+    def image(self, index: int, **how: Any) -> np.ndarray:
         with self.lock:
             self.read_so_far += 1
-        return super().image(index, at_least=at_least, channels=channels)
+        return super().image(index, **how)
 
 
 def settled(read: Callable[[], int]) -> int:

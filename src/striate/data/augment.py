@@ -189,8 +189,8 @@ class Pipeline:
             if isinstance(step, Bend):
                 points = step.sources(points, u[place], *size)
             else:
-                points = _moved(points, np.linalg.inv(step.matrices(u[None, place], *size)[0]))
-        return _moved(points, np.linalg.inv(self._framed(u, height, width, preprocess)))
+                points = _moved(points, _inverse(step.matrices(u[None, place], *size)[0]))
+        return _moved(points, _inverse(self._framed(u, height, width, preprocess)))
 
     def places(
         self, points: ArrayLike, u: Floats, image_size: tuple[int, int], preprocess: Preprocess
@@ -212,6 +212,17 @@ class Pipeline:
         crop, place = self._crop
         size = preprocess.view_size(height, width)
         return geometry.crop_resize(crop.box(u[place], height, width, size), size)
+
+    def slice_of(
+        self, u: Floats, height: int, width: int, size: tuple[int, int]
+    ) -> tuple[int, int, int, int] | None:
+        """The crop's box (x0, y0, x1, y1) in an image, where it is whole pixels of it; else None."""
+        if self._crop is None or self._bends:
+            return None
+        crop, place = self._crop
+        x0, y0, x1, y1 = box = crop.box(u[place], height, width, size)
+        whole = all(map(float.is_integer, box)) and 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+        return (int(x0), int(y0), int(x1), int(y1)) if whole else None
 
     def border(self, preprocess: Preprocess) -> str:
         """What is seen beyond the image: "reflect", "edge" or "constant" (the mean colour; 255 in a mask)."""
@@ -358,6 +369,10 @@ def parse(text: str | Pipeline) -> Pipeline:
         return text
     steps = steps_of(text)
     return Pipeline(steps) if steps else NONE
+
+
+def _inverse(matrix: Floats) -> Floats:
+    return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
 
 
 def _moved(points: Floats, matrix: Floats) -> Floats:

@@ -16,6 +16,7 @@ from striate.core.errors import StriateError, unknown
 from striate.core.machine import processors
 from striate.data.augment import Pipeline, parse
 from striate.data.augment_mix import Mixing
+from striate.data.buffers import Buffers
 from striate.data.memory import Memory, fits_memory
 from striate.data.preprocess import Preprocess
 from striate.data.reader import Reader
@@ -93,6 +94,7 @@ class Loader:
         self._mixing = Mixing(self.pipeline, split, seed, classes) if self.pipeline.mixers else None
         self.drop_last = train if drop_last is None else drop_last
         self.waited = 0.0
+        self._buffers = Buffers()
         # OpenCV's own threads would compete with the loader's and with the net's.
         cv2.setNumThreads(0)
         self.reader = Reader(split, preprocess, self.pipeline, seed, train)
@@ -142,7 +144,7 @@ class Loader:
                 if not len(found.numbers):
                     continue
                 # A copy at the same time: the loader's own array is used again.
-                images = self.preprocess.normalise(found.views)
+                images = self.preprocess.normalise(found.views, self._buffers.take(found.views.size))
                 if found.masks is not None:
                     targets = torch.from_numpy(found.masks.astype(np.int64))
                 else:

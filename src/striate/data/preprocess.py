@@ -213,12 +213,12 @@ class Preprocess:
         std = torch.tensor([value * 255 for value in self.std], dtype=torch.float64)
         return mean.to(torch.float32), (1 / std).to(torch.float32)
 
-    def normalise(self, batch: Tensor | NDArray[np.uint8]) -> Tensor:
+    def normalise(self, batch: Tensor | NDArray[np.uint8], out: Tensor | None = None) -> Tensor:
         """x = (uint8 / 255 - mean) / std, or what else the input statistics say.
 
         batch: an array (N, h, w, C), or a tensor of that shape or (N, C, h, w), uint8, on any device.
         Returns (N, C, h, w) float32 in the channels_last memory format, on the same device. Both kinds give
-        the same bytes; arrays are done in the calling thread alone.
+        the same bytes; arrays are done in the calling thread alone. `out`: as many floats to put them into.
 
         Raises:
             StriateError: not uint8, another number of channels, or views of a size that the statistics are
@@ -244,7 +244,9 @@ class Preprocess:
         lines = math.gcd(count * rows, 8)
         mean, scale = mean.repeat(lines * columns), scale.repeat(lines * columns)
         shape = (count * rows // lines, lines * columns * channels)
-        flat = torch.empty(shape, dtype=torch.float32, device=values.device)
+        flat = (
+            torch.empty(shape, dtype=torch.float32, device=values.device) if out is None else out.view(shape)
+        )
         levels = values.reshape(flat.shape)
         if isinstance(batch, np.ndarray):
             # PyTorch's threads would wait for processors that the loader's workers hold.

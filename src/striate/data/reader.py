@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from striate.core.errors import BadImage, StriateError
 from striate.data.augment import Pipeline
 from striate.data.preprocess import Preprocess
 from striate.data.samples import Split
+from striate.images import geometry
 
 Bytes = NDArray[np.uint8]
 Integers = NDArray[np.int64]
@@ -58,9 +60,9 @@ class Reader:
             self._order = (epoch, self.pipeline.order(self.seed, epoch, len(self.split)))
         return self._order[1]
 
-    def draw(self, epoch: int, begin: int, end: int) -> NDArray[np.float64]:
-        """The random numbers (N, draws) of the samples at the places [begin, end) of this epoch's order."""
-        return self.pipeline.draw(self.seed, epoch, self.order(epoch)[begin:end], begin)
+    def draw(self, epoch: int, numbers: Integers, first: int = 0) -> NDArray[np.float64]:
+        """The random numbers (N, draws) of samples of this epoch; first: the place of the first in it."""
+        return self.pipeline.draw(self.seed, epoch, numbers, first)
 
     def candidates(self, epoch: int, position: int) -> Iterator[int]:
         """The sample at this place of the epoch, and in training those that could stand in for it.
@@ -84,39 +86,34 @@ class Reader:
     ) -> tuple[Bytes, NDArray[np.int32] | None]:
         """View and mask (None without masks) of one sample; raises BadImage."""
         preprocess, pipeline = self.preprocess, self.pipeline
-        partly = self.train and pipeline.crops and self._sound[number] and not self.has_masks
+        size = preprocess.size
+        sliced = (
+            self.train and pipeline.crops and not self.has_masks and preprocess.interpolation == "bilinear"
+        )
+        mirrored = None if size is None or not sliced else _mirrored(frame, size[1])
+        rows = None
+        if size is not None and mirrored is not None and self._sound[number]:
+            rows = partial(self._rows, u, size)
         image = self.split.image(
-            number,
-            at_least=pipeline.at_least(u, preprocess),
-            channels=preprocess.channels,
-            rows=(lambda *size: self._rows(size, u, frame)) if partly else None,
+            number, at_least=pipeline.at_least(u, preprocess), channels=preprocess.channels, rows=rows
         )
         self._sound[number] = True
-        mask = self.split.mask(number) if self.has_masks else None
+        height, width = image.shape[:2]
+        if size is not None and mirrored is not None:
+            box = pipeline.slice_of(u, height, width, size)
+            if box is not None:
+                view = geometry.slice_view(image, box, size, mirrored)
+                return pipeline.change_colour(view, u, preprocess), None
         view = pipeline.view(image, u, preprocess, frame)
-        if mask is not None:
-            height, width = image.shape[:2]
-            mask = pipeline.mask_view(mask, u, preprocess, (height, width), frame)
+        if not self.has_masks:
+            return view, None
+        mask = pipeline.mask_view(self.split.mask(number), u, preprocess, (height, width), frame)
         return view, mask
 
-    def _rows(self, size: tuple[int, int], u: NDArray[np.float64], frame: NDArray[np.float64] | None) -> int:
-        """How many upper rows of an image of this height and width the view is made of."""
-        height, width = size
-        view = self.preprocess.view_size(height, width)
-        (sx, slant, dx), (other, sy, dy), _ = self.pipeline.matrix(
-            u, height, width, self.preprocess, frame
-        ).tolist()
-        if slant or other or self.pipeline.bends or self.preprocess.interpolation != "bilinear":
-            return height
-        ends = (-dx / sx, (view[1] - dx) / sx, -dy / sy, (view[0] - dy) / sy)
-        # Other than a slice of the image, a view may be blurred first, and its border be mirrored.
-        if (
-            max(abs(end - round(end)) for end in ends) > 1e-6
-            or min(ends) < -0.5
-            or max(ends[:2]) > width + 0.5
-        ):
-            return height
-        return min(height, round(max(ends[2:])))
+    def _rows(self, u: NDArray[np.float64], size: tuple[int, int], height: int, width: int) -> int:
+        """How many upper rows of an image of this height and width are looked at."""
+        box = self.pipeline.slice_of(u, height, width, size)
+        return height if box is None else box[3]
 
     def read(
         self,
@@ -149,3 +146,13 @@ class Reader:
                 if masks is not None and mask is not None:
                     masks[i] = mask
         return part
+
+
+def _mirrored(frame: NDArray[np.float64] | None, width: int) -> bool | None:
+    """Whether a map of a view of this width onto itself mirrors it; None if it does anything else."""
+    if frame is None:
+        return False
+    numbers = tuple(frame.ravel().tolist())
+    if numbers == (1, 0, 0, 0, 1, 0, 0, 0, 1):
+        return False
+    return True if numbers == (-1, 0, width, 0, 1, 0, 0, 0, 1) else None

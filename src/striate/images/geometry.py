@@ -19,6 +19,7 @@ from PIL import Image
 from striate.core.errors import StriateError, unknown
 
 Matrix = npt.NDArray[np.float64]
+Bytes = npt.NDArray[np.uint8]
 T = TypeVar("T", bound=npt.NDArray[Any])
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "area")
@@ -112,6 +113,16 @@ def resize(image: T, size: tuple[int, int], interpolation: str = "bilinear") -> 
     """The whole picture at `size` (height, width); as `warp` otherwise."""
     h, w = image.shape[:2]
     return warp(image, crop_resize((0, 0, w, h), size), size, interpolation, border="edge")
+
+
+def slice_view(image: Bytes, box: tuple[int, int, int, int], size: tuple[int, int], mirrored: bool) -> Bytes:
+    """What `warp` by "bilinear" makes of the whole pixels x0, y0, x1, y1 of a picture (H, W, C), sooner."""
+    x0, y0, x1, y1 = box
+    part = image[y0:y1, x0:x1]
+    seen = _resized(part, size, "bilinear").reshape(*size, image.shape[2])
+    if mirrored:
+        return np.asarray(cv2.flip(seen, 1)).reshape(seen.shape)
+    return seen.copy() if seen.base is not None and np.shares_memory(seen, image) else seen
 
 
 def warp(
@@ -292,7 +303,8 @@ def _affine(
     if abs(inverse[2, :2]).max() > 0:
         raise StriateError("the matrix of the warp is a perspective one", allowed="affine: last row 0 0 1")
     # How many input pixels, along each input axis, lie under one step of the output.
-    image, sx, sy = antialiased(image, *np.hypot(inverse[:2, 0], inverse[:2, 1]), interpolation)
+    x, y = np.hypot(inverse[:2, 0], inverse[:2, 1]).tolist()
+    image, sx, sy = antialiased(image, x, y, interpolation)
     if (sx, sy) != (1, 1):
         inverse = scale(sx, sy) @ inverse
     centred = translate(-0.5, -0.5) @ inverse @ translate(0.5, 0.5)
