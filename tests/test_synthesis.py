@@ -211,7 +211,7 @@ def odd_net() -> Net:
 
 NETS: dict[str, tuple[Any, list[str]]] = {
     "vgg19": (
-        lambda: create_net("vgg19", 3, width=4),
+        lambda: create_net("vgg19", 3, width=4, head="linear"),
         ["relu1_1", "conv2_1", "pool2", "relu3_2", "relu4_1", "relu5_1"],
     ),
     "efficientnet_lite0": (
@@ -273,7 +273,7 @@ def test_what_cannot_go_in_strips_is_refused_or_taken_whole() -> None:
 
 def test_the_choice_follows_the_size() -> None:
     torch.manual_seed(0)
-    net = create_net("vgg11", 3, width=4)
+    net = create_net("vgg11", 3, width=4, head="linear")
     model = Model(net.eval(), Classification("abc"), Preprocess(size=(224, 224)))
     small, large = (Studio(model, size, budget=1_000_000) for size in ((32, 32), (256, 256)))
     leaves = [Norm("relu2_1")]

@@ -281,7 +281,7 @@ def test_steps_are_shared_out_and_none_is_lost() -> None:
 
 def test_the_form_of_the_paper_averages_and_has_mean_activations_of_1() -> None:
     torch.manual_seed(0)
-    net = create_net("vgg11", 3, width=4)
+    net = create_net("vgg11", 3, width=4, head="linear")
     model = Model(net.eval(), Classification("abc"), Preprocess(size=net.input_size))
     before = found(model.net)
     sample = to_picture(big(64, 64))
