@@ -41,10 +41,11 @@ def rows() -> tuple[TrialRow, ...]:
 def study(text: str = "digits") -> StudyData:
     trials = rows()
     return StudyData(
-        title=f"Search on {text}", score_name="Top-1 accuracy", axes=(replace(AXES[0], name=text[:20]), *AXES[1:]),
-        trials=trials, subtitle=text, created="2026-01-01", version="1", facts=(Fact("Trials", "7", text),),
+        title=f"Search on {text}", score_name="Top-1 accuracy", trials=trials,
+        axes=(replace(AXES[0], name=text[:20]), *AXES[1:]), subtitle=text, created="2026-01-01", version="1", facts=(Fact("Trials", "7", text),),
         best_settings=(Fact("lr", "0.01"),), notices=(text,), importance={text: 0.75, "net": 0.25},
-        importance_note=text, commands=(("Again:", f"striate train '{text}'"),), environment=(("numpy", "2"),),
+        importance_note=text, commands=(("Again:", f"striate train '{text}'"),),
+        environment=(("numpy", "2"),),
     )  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def test_values_lie_where_they_belong() -> None:
     assert figures.position(clip, 1.0) == 0.25
     assert figures.axis_ticks(net, flat=True) == ((0.25, "a"), (0.75, "b"))
     assert figures.axis_ticks(net) == ((0.75, "a"), (0.25, "b"))
-    assert [text for _, text in figures.axis_ticks(lr)][0] == "0.01"
+    assert next(text for _, text in figures.axis_ticks(lr)) == "0.01"
 
 
 def test_the_best_is_the_first_of_the_finished_with_the_highest_score() -> None:

@@ -84,7 +84,7 @@ def history(trials: Sequence[TrialRow], best: TrialRow | None) -> Figure | None:
     if not drawn:
         return None
     scale = score_scale(drawn)
-    x = Scale(0, max(t.number for t in drawn))
+    x = Scale(0.0, float(max(t.number for t in drawn)))
     top: float | None = None
     path, so_far = [], []
     for trial in drawn:
