@@ -129,7 +129,7 @@ class Direction(Leaf):
         along = positions(maps) @ (vector / vector.norm().clamp_min(1e-12)).to(maps.device)
         if self.cosine:
             length = positions(maps).square().sum(-1).add(1e-12).sqrt()
-            along = along * (along / length).clamp_min(0.1) ** self.cosine
+            along = along * torch.pow((along / length).clamp_min(0.1), self.cosine)
         return along.sum(1)
 
 
@@ -163,10 +163,9 @@ class TotalVariation(Leaf):
         """The sum over pixels (N,); the picture comes whole."""
         down = torch.nn.functional.pad(maps[:, :, 1:] - maps[:, :, :-1], (0, 0, 0, 1))
         right = torch.nn.functional.pad(maps[:, :, :, 1:] - maps[:, :, :, :-1], (0, 1))
-        squares = (down.square() + right.square()).sum(1)
-        if self.power == 2:
-            return squares.sum((1, 2))
-        return (squares + 1e-8).pow(self.power / 2).sum((1, 2))
+        squares: Tensor = (down.square() + right.square()).sum(1)
+        powers = squares if self.power == 2 else torch.pow(squares + 1e-8, self.power / 2)
+        return powers.sum((1, 2))
 
 
 @OBJECTIVES.register("lp")
@@ -225,7 +224,7 @@ class Each(Leaf):
     def ready(self, studio: Studio) -> Leaf:
         """With every leaf looked up."""
         leaves = tuple(leaf.ready(studio) for leaf in self.leaves)
-        return dataclasses.replace(self, leaves=leaves, stage=leaves[0].where())
+        return dataclasses.replace(self, leaves=leaves, stage=leaves[0].where() or OUTPUT)
 
     def gather(self, maps: Tensor, place: Place) -> Tensor:
         """Each leaf's sum of its own picture (N, ...)."""

@@ -153,7 +153,8 @@ class Guide(Leaf):
         target = _looked_up(self, self.target).to(maps)
         rows = positions(maps)
         with torch.no_grad():
-            best = [(part @ target.T).argmax(-1) for part in rows.split(math.ceil(2**22 / len(target)), 1)]
+            chunks = torch.split(rows, math.ceil(2**22 / len(target)), 1)
+            best = [(part @ target.T).argmax(-1) for part in chunks]
         return (rows * target[torch.cat(best, 1)]).sum((1, 2)) / maps.shape[1]
 
 

@@ -58,7 +58,7 @@ class Robustness:
     def __str__(self) -> str:
         parts = [f"jitter({self.jitter})"] if self.jitter else []
         parts += [f"rotate({self.rotate:g})"] if self.rotate else []
-        parts += [f"scale({self.scale[0]:g}, {self.scale[1]:g})"] if self.scale != (1, 1) else []
+        parts += [f"scale({self.scale[0]:g}, {self.scale[1]:g})"] if self.scale != (1.0, 1.0) else []
         return "+".join(parts) or "none"
 
     def matrix(self, size: tuple[int, int], seed: int, step: int) -> Tensor | tuple[int, int] | None:
@@ -69,7 +69,7 @@ class Robustness:
         dy, dx = (
             round((2 * u - 1) * min(self.jitter, side // 2)) for u, side in zip(unit, size, strict=False)
         )
-        if not self.rotate and self.scale == (1, 1):
+        if not self.rotate and self.scale == (1.0, 1.0):
             return (dy, dx) if dy or dx else None
         angle = math.radians((2 * unit[2] - 1) * self.rotate)
         factor = self.scale[0] * (self.scale[1] / self.scale[0]) ** unit[3]

@@ -154,7 +154,7 @@ class Studio:
             own = self._outer(outer, seen if picture is None else picture, values)
             if picture is None:
                 gradient, own = gradient + own, None
-        parts = {}
+        parts: dict[str, float] = {}
         for _, leaf in terms:
             parts[leaf.text()] = parts.get(leaf.text(), 0.0) + float(values[id(leaf)].sum())
         whole = torch.stack([weight * values[id(leaf)].double() for weight, leaf in terms]).sum(0)
@@ -249,8 +249,8 @@ class Studio:
 
     def _way(self, leaves: list[Leaf], picture: Tensor) -> Lean | None:
         """How to take the pass in parts, or None where it is taken whole."""
-        if self.memory == "whole" or not isinstance(self.net, Net):
-            return self._only_whole("it is not a sequence of stages") if self.memory == "tiled" else None
+        if self.memory == "whole":
+            return None
         names = tuple(sorted({leaf.where() or OUTPUT for leaf in leaves}))
         size = (picture.shape[2], picture.shape[3])
         key = (names, size)
@@ -262,11 +262,12 @@ class Studio:
         for name in names:
             if name != OUTPUT:
                 stage(self.net, name)
-        reason = Lean.refuses(self.net, names)
-        if reason is not None:
-            return self._only_whole(reason) if self.memory == "tiled" else None
+        net = self.net
+        reason = Lean.refuses(net, names) if isinstance(net, Net) else "it is not a sequence of stages"
+        if reason is not None or not isinstance(net, Net):
+            return self._only_whole(str(reason)) if self.memory == "tiled" else None
         try:
-            lean = Lean(self.net, names, shape)
+            lean = Lean(net, names, shape)
         except RuntimeError:
             # Such a picture does not fit the net: the whole pass says where.
             return None

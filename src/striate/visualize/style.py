@@ -222,7 +222,7 @@ def _mask(name: str) -> NDArray[np.float32] | None:
     """A mask file as 0 .. 1; an empty one is refused. The name `all` is everywhere."""
     if name == "all":
         return None
-    mask = to_image(name, channels=1)[..., 0].astype(np.float32) / 255
+    mask: NDArray[np.float32] = to_image(name, channels=1)[..., 0].astype(np.float32) / np.float32(255)
     if not mask.any():
         raise StriateError(f"the mask {name!r} is black everywhere", hint="white is where the style applies")
     return mask
