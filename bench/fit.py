@@ -25,8 +25,9 @@ from striate.core.machine import keep_heap
 from striate.nets.net import create_net
 from striate.tasks.classification import Classification
 from striate.train.fit import Job, fit
-from striate.train.optimize import Plan, build_optimizer
+from striate.train.optimize import build_optimizer
 from striate.train.recipe import Recipe
+from striate.train.schedules import Plan
 
 CASES = (("resnet20", 32, 128, 10, 8), ("resnet18", 224, 16, 1000, 4))
 
