@@ -193,10 +193,8 @@ class Lens(Bend):
         k, centre, unit = self._drawn(u, height, width)
         away = (points - centre) / unit
         radius = np.hypot(away[..., 0], away[..., 1])
-        curve = 1 + k * np.minimum(radius, 1) ** 2
-        beyond = radius > 1
-        if beyond.any():
-            curve[beyond] = ((1 + k) + (1 + 3 * k) * (radius[beyond] - 1)) / radius[beyond]
+        tangent = (1 + k) + (1 + 3 * k) * (radius - 1)
+        curve = np.where(radius > 1, tangent / np.maximum(radius, 1), 1 + k * radius**2)
         return np.asarray(centre + away * curve[..., None] * unit)
 
     def places(self, points: Floats, u: Floats, height: int, width: int) -> Floats:

@@ -164,18 +164,20 @@ def _mix(stack: NDArray[Any], keep: Floats, boxes: NDArray[np.int64], apart: int
 def beta(u: Floats, alpha: float) -> Floats:
     """Quantiles of Beta(alpha, alpha): even numbers in (0, 1) become its draws."""
     cumulated, roots = _half_beta(alpha)
-    lower = np.interp(np.minimum(u, 1 - u), cumulated, roots) ** (1 / alpha)
+    lower = np.interp(np.minimum(u, 1 - u), cumulated, roots) ** (1 / min(alpha, 1))
     return np.where(u < 0.5, lower, 1 - lower)
 
 
 @functools.lru_cache(maxsize=16)
 def _half_beta(alpha: float) -> tuple[Floats, Floats]:
-    """The distribution up to its middle: F at points t, where x = t^(1 / alpha).
+    """The distribution up to its middle: F at points t, where x = t^(1 / min(alpha, 1)).
 
-    The density x^(a-1) (1-x)^(a-1) dx is (1 - t^(1/a))^(a-1) dt / a: smooth on [0, 2^-a], summed by Simpson.
+    Its density x^(a-1) (1-x)^(a-1) dx is infinite at 0 for a < 1; (1 - t^(1/a))^(a-1) dt is smooth. Summed
+    by Simpson's rule.
     """
-    roots = np.linspace(0, 0.5**alpha, 2 * POINTS + 1)
-    density = (1 - roots ** (1 / alpha)) ** (alpha - 1)
+    roots = np.linspace(0, 0.5 ** min(alpha, 1), 2 * POINTS + 1)
+    x = roots ** (1 / min(alpha, 1))
+    density = (1 - x) ** (alpha - 1) * (x ** (alpha - 1) if alpha > 1 else 1)
     pieces = density[:-2:2] + 4 * density[1::2] + density[2::2]
     cumulated = np.concatenate([[0], np.cumsum(pieces)])
     return cumulated / cumulated[-1] / 2, roots[::2]

@@ -104,7 +104,7 @@ class Memory:
         assert stack is not None
         assert rows is not None
         numbers = reader.order(span.epoch)[span.begin : span.end]
-        u = reader.draw(span.epoch, span.begin, span.end)
+        u = reader.draw(span.epoch, numbers, span.begin)
         if reader.bad:
             found = [
                 next(reader.candidates(span.epoch, place), LEFT_OUT) for place in range(span.begin, span.end)

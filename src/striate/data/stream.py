@@ -178,7 +178,7 @@ class Stream:
 
     def _start(self, span: Span) -> Callable[[], tuple[Any, list[Callable[[], Part]]]]:
         reader, count = self.reader, span.end - span.begin
-        u = reader.draw(span.epoch, span.begin, span.end)
+        u = reader.draw(span.epoch, reader.order(span.epoch)[span.begin : span.end], span.begin)
         slot = None if self.processes else self._slot(count)
         parts = []
         for low in range(0, count, CHUNK):

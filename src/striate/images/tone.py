@@ -50,19 +50,19 @@ def equalize(image: Bytes) -> Bytes:
 def looked_up(image: Bytes, tables: Bytes) -> Bytes:
     """Values replaced by those of `tables`, (256, C)."""
     if image.shape[2] == 1:
-        return cast(Bytes, tables[:, 0][image])
+        return tables[:, 0][image]
     return cast(Bytes, cv2.LUT(np.ascontiguousarray(image), tables[None]))
 
 
 def posterize(image: Bytes, bits: int) -> Bytes:
     """The upper `bits` of every value, 0 to 8; the others are 0."""
-    return cast(Bytes, image & np.uint8(256 - (1 << (8 - bits))) if bits else np.zeros_like(image))
+    return image & np.uint8(256 - (1 << (8 - bits))) if bits else np.zeros_like(image)
 
 
 def solarize(image: Bytes, threshold: float) -> Bytes:
     """Values from `threshold` on inverted: v becomes 255 - v."""
     levels = np.arange(256)
-    return cast(Bytes, np.where(levels < threshold, levels, 255 - levels).astype(np.uint8)[image])
+    return np.where(levels < threshold, levels, 255 - levels).astype(np.uint8)[image]
 
 
 def sharpness(image: Bytes, factor: float) -> Bytes:
