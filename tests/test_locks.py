@@ -61,6 +61,13 @@ def test_without_locks_of_the_system_the_file_alone_excludes(
         assert time.monotonic() - begun >= 0.2
 
 
+def test_a_holder_that_leads_nowhere_is_taken_away_too(tmp_path: Path) -> None:
+    (tmp_path / "held").symlink_to("nothing")
+    with Turn(tmp_path / "turn", grace=0.05, held=tmp_path / "held"):
+        assert (tmp_path / "held").read_text().split()[0] == locks.kernel()
+    assert [p.name for p in tmp_path.iterdir()] == ["turn"]
+
+
 def test_a_turn_that_was_taken_away_does_not_end_that_of_the_next(tmp_path: Path) -> None:
     turn = Turn(tmp_path / "turn")
     turn.acquire()

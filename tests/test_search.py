@@ -24,6 +24,7 @@ from striate.data.samples import Dataset
 from striate.train import search as room
 from striate.train import session
 from striate.train.fit import Interrupted
+from striate.train.progress import Progress
 from striate.train.recipe import Recipe
 from striate.train.samplers import PRUNERS, SAMPLERS
 from striate.train.search import search
@@ -218,6 +219,65 @@ def test_a_trial_that_kills_its_workers_is_given_up(
             deaths += 1
     assert deaths == room.TRIES
     assert sorted(r.state for r in study.records()) == ["finished", "lost", "lost", "lost"]
+
+
+def test_a_trial_of_a_dead_machine_is_put_up_again_after_its_silence(
+    tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*_: Any, **__: Any) -> Run:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "train", dies)
+    monkeypatch.setattr(room.Worker, "hand_back", lambda self, trial: None)
+    with pytest.raises(KeyboardInterrupt):
+        run(digits, tmp_path / "s")
+    study = Study.open(tmp_path / "s")
+    worker = room.Worker(study, 2, "random", "none", Progress(False))
+    lease = study.lease(0)
+    lease.write_text("another-kernel 7\n")
+    worker.reap()
+    assert [r.state for r in study.records()] == ["running"]
+    os.utime(lease, (1, 1))
+    worker.reap()
+    worker.reap()
+    assert [r.state for r in study.records()] == ["lost", "waiting"]
+    assert not lease.exists()
+
+
+def test_who_was_taken_for_dead_stops_and_changes_nothing(
+    tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch, trained: list[Recipe]
+) -> None:
+    begin = room.Lease.begin
+
+    def taken(self: room.Lease) -> room.Lease:
+        begin(self)
+        self.lost = self.path.name == "0000"
+        if self.lost:
+            self.path.unlink()
+        return self
+
+    monkeypatch.setattr(room.Lease, "begin", taken)
+    study = run(digits, tmp_path / "s", 2)
+    assert [r.state for r in study.records()] == ["lost", "finished", "finished"]
+    assert study.records()[1].settings == study.records()[0].settings
+
+
+def test_optunas_own_tools_read_the_journal_and_take_turns(
+    tmp_path: Path, digits: Dataset, trained: list[Recipe]
+) -> None:
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    run(digits, tmp_path / "s", 3)
+    path = tmp_path / "s" / "journal.jsonl"
+    theirs = optuna.load_study(study_name="study", storage=JournalStorage(JournalFileBackend(str(path))))
+    theirs.set_user_attr("note", "theirs")
+    assert [t.number for t in theirs.trials] == [0, 1, 2]
+    path.write_bytes(path.read_bytes() + b'{"op_code": 4, "stu')
+    assert len(run(digits, tmp_path / "s", 5).records()) == 5
+    assert theirs.user_attrs["note"] == "theirs"
+    assert len(theirs.trials) == 5
 
 
 def test_a_study_is_joined_without_saying_anything_and_refuses_what_differs(

@@ -42,7 +42,8 @@ def study(text: str = "digits") -> StudyData:
     trials = rows()
     return StudyData(
         title=f"Search on {text}", score_name="Top-1 accuracy", trials=trials,
-        axes=(replace(AXES[0], name=text[:20]), *AXES[1:]), subtitle=text, created="2026-01-01", version="1", facts=(Fact("Trials", "7", text),),
+        axes=(replace(AXES[0], name=text[:20]), *AXES[1:]), subtitle=text,
+        created="2026-01-01", version="1", facts=(Fact("Trials", "7", text),),
         best_settings=(Fact("lr", "0.01"),), notices=(text,), importance={text: 0.75, "net": 0.25},
         importance_note=text, commands=(("Again:", f"striate train '{text}'"),),
         environment=(("numpy", "2"),),

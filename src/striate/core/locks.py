@@ -52,8 +52,14 @@ class Turn:
     is dead, and takes it away. One of another machine is waited for, at most `grace` seconds.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, grace: float = GRACE) -> None:
-        self.path, self.held = Path(path), Path(f"{os.fspath(path)}.held")
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        grace: float = GRACE,
+        held: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.path, self.held = Path(path), Path(held or f"{os.fspath(path)}.held")
         self.grace = grace
         self._handle: int | None = None
         self._mark = b""
@@ -108,10 +114,7 @@ class Turn:
                 with os.fdopen(made, "wb") as file:
                     file.write(mark)
                 return
-            try:
-                found = self.held.read_bytes()
-            except OSError:
-                continue
+            found = _content(self.held)
             if found != seen:
                 seen, since = found, time.monotonic()
             dead = alone and found.split(b" ")[0] == kernel().encode()
@@ -126,9 +129,17 @@ class Turn:
         aside = self.held.with_name(f".{self.held.name}.{uuid.uuid4()}.tmp")
         with contextlib.suppress(OSError):
             self.held.rename(aside)
-            if aside.read_bytes() != found:
+            if _content(aside) != found:
                 os.link(aside, self.held)
             aside.unlink()
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file, none where it is gone or leads nowhere."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 class Lease:

@@ -23,10 +23,14 @@ JOURNAL = "journal.jsonl"
 
 
 class WritersTurn:
-    """The lock that Optuna takes before it appends: a turn, with the end of the file mended."""
+    """The lock that Optuna takes before it appends: a turn, with the end of the file mended.
+
+    The file that is held has the name of Optuna's own lock, so that its tools take turns with us.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.turn = path, Turn(f"{os.fspath(path)}.lock")
+        self.path = path
+        self.turn = Turn(path.with_name("journal.turn"), held=f"{os.fspath(path)}.lock")
 
     def acquire(self) -> bool:
         """Wait for the turn; see `Turn.acquire`."""
