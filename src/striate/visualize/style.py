@@ -235,9 +235,10 @@ def _stages(model: Model, wish: Style) -> tuple[list[str], list[str]]:
     if all(name in names for group in PAPER for name in group):
         return style or list(PAPER[0]), content or list(PAPER[1])
     if not style or not content:
-        found = one_a_size(model)
-        style = style or found[:5]
-        content = content or [found[min(len(found) - 1, 3)]]
+        # Beyond the fourth size maps are too coarse to hold strokes.
+        found = one_a_size(model)[:4]
+        style = style or found
+        content = content or [found[min(2, len(found) - 1)]]
     return style, content
 
 
