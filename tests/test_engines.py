@@ -125,7 +125,7 @@ def test_the_fastest_engine_with_the_nets_answers_wins(clock: Ticks) -> None:
     shape = shape_of(engines)
     assert shape.chosen.form == Form("swift", "", engines.ground.threads)
     assert shape.decided
-    assert shape.rates() == (4 / 0.2, 4 / 1.0)
+    assert shape.rates() == pytest.approx((4 / 0.2, 4 / 1.0))
     assert any("wrong" in note and "differ by up to 0.01" in note for note in engines.notes)
     assert any("odd" in note and "no such layer" in note for note in engines.notes)
     # The comparison was the only pass of those that are out, and the net's own work was not done twice.

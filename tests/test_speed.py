@@ -85,7 +85,8 @@ def test_the_heap_is_kept_by_the_verbs_that_compute(monkeypatch: pytest.MonkeyPa
 
 def test_the_heap_is_never_kept_at_import() -> None:
     for path in Path(striate.__path__[0]).rglob("*.py"):
-        for node in ast.parse(path.read_text("utf-8")).body:
+        text = path.read_text("utf-8")
+        for node in ast.parse(text).body if "keep_heap" in text or "mallopt" in text else ():
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                 continue
             calls = [n.func for n in ast.walk(node) if isinstance(n, ast.Call)]

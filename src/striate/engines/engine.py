@@ -103,7 +103,7 @@ def difference(outputs: Tensor, wanted: Tensor) -> str | None:
     """None where two outputs are the same answers; else what differs, in words."""
     if outputs.shape != wanted.shape:
         return f"its outputs are {tuple(outputs.shape)}, not {tuple(wanted.shape)}"
-    outputs, wanted = outputs.float(), wanted.float()
+    outputs, wanted = outputs.detach().float(), wanted.detach().float()
     off = (outputs - wanted).abs()
     fine = (off <= TOLERANCE + RELATIVE * wanted.abs()) | (outputs == wanted)
     if bool(fine.all()):

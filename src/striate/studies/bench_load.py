@@ -66,8 +66,8 @@ def _endless(loader: Loader, count: int) -> Iterator[Any]:
 def _loading_parts(loader: Loader, preprocess: Preprocess, count: int) -> dict[str, float]:
     """Milliseconds a batch, in one thread, of reading, decoding, augmenting and normalising."""
     reader, split = loader.reader, loader.split
-    draws = reader.draw(0, 0, count)
     order = reader.order(0)[:count]
+    draws = loader.pipeline.draw(loader.seed, 0, order)
     spent = dict.fromkeys(("read", "image", "sample", "normalise"), 0.0)
     views = []
     for place_, number in enumerate(order.tolist()):

@@ -111,6 +111,10 @@ class ClockedLoader:
     def __len__(self) -> int:
         return self.warm + self.steps
 
+    def close(self) -> None:
+        """End the loader's processes."""
+        self.loader.close()
+
     def batches(self, epoch: int, start: int = 0) -> Generator[Any, None, None]:
         """Its batches; the clock starts when the warm ones are done, and stops after the last."""
         count, again = 0, 0
