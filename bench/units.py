@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from striate.nets.net import create_net
 from striate.tasks.classification import Classification
 from striate.visualize.units import Watch, chosen_stages
 
+T = TypeVar("T")
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 BATCH, K = 64, 9
 
@@ -81,11 +83,11 @@ def held(watch: Watch) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds by the clock and by the processors."""
+def timed(work: Callable[[], T]) -> tuple[float, float, T]:
+    """Seconds by the clock and by the processors, and what came of it."""
     began, used = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - began, time.process_time() - used
+    made = work()
+    return time.perf_counter() - began, time.process_time() - used, made
 
 
 def measure(name: str, split: Split, rounds: int) -> dict[str, object]:
@@ -96,13 +98,13 @@ def measure(name: str, split: Split, rounds: int) -> dict[str, object]:
     for _ in range(rounds):
         plain.append(timed(lambda: plain_pass(model, split)))
         units.append(timed(lambda: unit_pass(model, split)))
-    seconds = [statistics.median(clock for clock, _ in times) for times in (plain, units)]
+    seconds = [statistics.median(one[0] for one in times) for times in (plain, units)]
     return {
         "bench": "units", "net": name, "images": len(split), "stages": len(few.running),
         "units": sum(one.shape[0] for one in few.running.values()), "plain_s": round(seconds[0], 3),
         "units_s": round(seconds[1], 3), "ratio": round(seconds[1] / seconds[0], 3),
         "ratio_cpu_time": round(statistics.median(b[1] / a[1] for a, b in zip(plain, units, strict=True)), 3),
-        "held_bytes_1000": held(few), "held_bytes_all": held(unit_pass(model, split)),
+        "held_bytes_1000": held(few), "held_bytes_all": held(units[-1][2]),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "threads": torch.get_num_threads(), "torch": torch.__version__,
     }  # fmt: skip

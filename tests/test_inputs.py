@@ -342,3 +342,14 @@ def test_arrays_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="read-only"):
         arrays["mean"][0] = 3
     assert parse_input(" ZCA ( 0.2 ) ") == parse_input("zca(0.2)")
+
+
+@pytest.mark.parametrize("form", ["pixels", "gcn+zca", "lcn(3)"])
+def test_synthesis_shows_the_net_the_same_values(form: str) -> None:
+    from striate.visualize.studio import Studio
+
+    made = model(fitted(form, photos()))
+    studio = Studio(made, (8, 7))
+    views = photos(3)
+    unit = torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255
+    torch.testing.assert_close(studio.spread(unit), made.preprocess.normalise(views), atol=1e-4, rtol=1e-4)

@@ -26,7 +26,7 @@ STAGES = 4
 
 def units(
     model: str, data: str, *, stages: str | None = None, split: str = "all", k: int = 9,
-    units: str = "all", rule: str = "deconvnet", side: int = 64, over_training: bool = False,
+    units: str = "all", rule: str = "deconvnet,guided", side: int = 64, over_training: bool = False,
     limit: int | None = None, batch: int = 64, threads: int = 0, device: str = "auto",
     out: str | None = None,
 ) -> Answer:  # fmt: skip
@@ -39,7 +39,7 @@ def units(
         split: train, val, test or all
         k: strongest images of each unit
         units: numbers of the units to draw, such as 0-15,40; all units otherwise
-        rule: how signals run back: deconvnet, guided, plain, several with commas, or none
+        rule: how signals run back: deconvnet, guided, plain, with commas between them, or none
         side: longer side of a tile at most, in pixels
         over_training: of a run that kept models (--keep-every), the strongest image at each of them
         limit: look at so many images at most, evenly spaced

@@ -97,9 +97,16 @@ class Kept:
         return self._padded[key]
 
 
+def empty(like: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    """A tensor (k, C, h, w) of the kind and memory layout of a map (..., C, H, W), not filled."""
+    last = like.shape[-3] > 1 and like.stride(-3) == 1
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+
+
 def gather(source: Tensor, y: Span, x: Span, top: int = 0, left: int = 0) -> Tensor:
     """The parts (k, C, h, w) of one map (C, H, W) that was padded by `top` rows and `left` columns."""
-    found = source.new_empty((len(y.start), source.shape[0], y.length, x.length))
+    found = empty(source, (len(y.start), source.shape[0], y.length, x.length))
     rows, columns = (y.start + top).tolist(), (x.start + left).tolist()
     for part, row, column in zip(found, rows, columns, strict=True):
         part.copy_(source[:, row : row + y.length, column : column + x.length])
@@ -128,10 +135,10 @@ def within(kept: Kept, boxes: Boxes, y: Span, x: Span) -> Tensor:
 
 
 def whole(kept: Kept, boxes: Boxes) -> Tensor:
-    """The map of each copy as a whole, (k, C, H, W)."""
+    """The map of each copy as a whole, (k, C, H, W), contiguous."""
     count, (height, width) = len(boxes.y.start), kept.value.shape[-2:]
     nothing = np.zeros(count, np.int64)
-    full = kept.value.expand(count, -1, -1, -1).clone()
+    full = kept.value.new_empty((count, *kept.value.shape[1:])).copy_(kept.value)
     return paste(full, Span(nothing, height), Span(nothing, width), boxes)
 
 
@@ -142,11 +149,10 @@ def shrunk(kept: Kept, boxes: Boxes, tolerance: float) -> Boxes:
     if y.length * x.length > 0.9 * boxes.y.length * boxes.x.length:
         return boxes
     rows, columns = (y.start - boxes.y.start).tolist(), (x.start - boxes.x.start).tolist()
-    parts = [
-        value[:, row : row + y.length, column : column + x.length]
-        for value, row, column in zip(boxes.values, rows, columns, strict=True)
-    ]
-    return Boxes(torch.stack(parts), y, x)
+    smaller = empty(boxes.values, (len(rows), boxes.values.shape[1], y.length, x.length))
+    for part, value, row, column in zip(smaller, boxes.values, rows, columns, strict=True):
+        part.copy_(value[:, row : row + y.length, column : column + x.length])
+    return Boxes(smaller, y, x)
 
 
 def _measured(changed: Tensor, old: Span) -> Span:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from striate.visualize.plan import Plan, call
+from striate.visualize.plan import Plan, asks_shape, call
 
 # Copies that a pass over the weights costs as much as: taking them apart by positions takes that long.
 GATHER = 150
@@ -67,18 +67,24 @@ class LinearDifference:
 def linear_difference(plan: Plan) -> LinearDifference | None:
     """The linear layer of a plan that can take differences; None where there is none."""
     made: dict[fx.Node, fx.Node] = {}
+    asks: dict[fx.Node, tuple[object, object]] = {}
     for node, args, kwargs in plan.rest:
-        read = list(dict.fromkeys(n for n in node.all_input_nodes if n not in plan.constants))
+        read = [n for n in dict.fromkeys(node.all_input_nodes) if n not in plan.constants and n not in asks]
         if len(read) != 1:
             continue
+        if asks_shape(node):
+            asks[node] = args, kwargs
+            continue
         source = made.get(read[0], read[0])
+        if source not in plan.edges or source not in plan.kept:
+            continue
         found = _linear(node, plan)
-        if found is not None and source in plan.edges and source in plan.kept:
+        if found is not None:
             weight, bias = found
-            clean = plan.kept[source].value
+            clean = plan.kept[source].value.contiguous()
             if clean.ndim == 4 and clean[0].numel() == weight.shape[1]:
                 return LinearDifference(node, source, weight, clean, F.linear(clean.flatten(1), weight, bias))
-        if source in plan.edges and _only_flattens(node, args, kwargs, source, read[0], plan):
+        elif _only_flattens((node, args, kwargs), source, read[0], plan, asks):
             made[node] = source
     return None
 
@@ -102,15 +108,22 @@ def _linear(node: fx.Node, plan: Plan) -> tuple[Tensor, Tensor | None] | None:
     return None
 
 
-def _only_flattens(node: fx.Node, args: Any, kwargs: Any, source: fx.Node, read: fx.Node, plan: Plan) -> bool:
+def _only_flattens(
+    step: tuple[fx.Node, object, object], source: fx.Node, read: fx.Node, plan: Plan,
+    asks: dict[fx.Node, tuple[object, object]],
+) -> bool:  # fmt: skip
     """Whether a node gives the values of a map in their order: what it makes of numbered maps says so."""
+    node, args, kwargs = step
     clean = plan.kept[source].value
-    numbers = torch.arange(1, clean.numel() + 1, dtype=clean.dtype, device=clean.device).view_as(clean)
+    numbers = torch.arange(1, clean.numel() + 1, dtype=clean.dtype, device=clean.device).view(clean.shape)
     for numbered in (numbers, -numbers):
-        given = numbered if read is source else numbered.flatten(1)
 
-        def value(n: fx.Node, given: Tensor = given) -> Any:
-            return given.clone() if n is read else plan.constants[n]
+        def value(n: fx.Node, numbered: Tensor = numbered) -> Any:
+            if n in asks:
+                return call(n, plan.modules, *fx.node.map_arg(asks[n], value))
+            if n is source:
+                return numbered.clone()
+            return numbered.flatten(1) if n is read else plan.constants[n]
 
         try:
             found = call(node, plan.modules, *fx.node.map_arg((args, kwargs), value))

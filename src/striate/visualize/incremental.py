@@ -27,6 +27,8 @@ REST_BYTES = 192_000_000
 BOX_BYTES = 96_000_000
 # Differences up to this part of a map's largest value are rounding: boxes shrink to what is above it.
 ROUNDING = 1e-6
+# Rows of a box are then one piece of memory, and convolutions and pools take channels at once.
+LAYOUT = torch.channels_last
 
 
 @dataclass
@@ -85,7 +87,7 @@ class Incremental:
     def __init__(
         self, net: nn.Module, clean: Tensor, *, stage: str | None = None, shrink: bool = True
     ) -> None:
-        self.plan: Plan = make_plan(net, clean, stage)
+        self.plan: Plan = make_plan(net, clean.contiguous(memory_format=LAYOUT), stage)
         self.clean, self.shrink = clean, shrink
         self._readers = {source for step in self.plan.steps if step.windows for source in step.sources}
         self._scale = {n: ROUNDING * float(k.value.abs().max()) for n, k in self.plan.kept.items()}
@@ -274,7 +276,7 @@ class Incremental:
             if node in values:
                 return values[node]
             if node in self.plan.kept:
-                kept = self.plan.kept[node].value
+                kept = self.plan.kept[node].value.contiguous()
                 return kept.expand(count, *kept.shape[1:])
             return self.plan.constants[node]
 

@@ -169,6 +169,11 @@ def visualize(method: str | Method, model: Model, images: Any = None, **options:
         StriateError: an unknown method or option (with the nearest), a wrong number of images, or a method
             that has no meaning for this net.
     """
+    if model.members:
+        raise StriateError(
+            f"an ensemble of {len(model.members)} nets has no one inside to look at",
+            hint="choose a member: load(...).member(1), or FILE#1 on the command line",
+        )
     chosen = _method(method, options)
     given = _several(images)
     if len(given) > chosen.most_images or len(given) < chosen.least_images:

@@ -51,9 +51,7 @@ def _scale(model: Model, samples: Sequence[Tensor]) -> None:
     net = model.net
     if not isinstance(net, Net) or type(net).forward is not Net.forward:
         raise _no_chain("it is not a sequence of stages")
-    mean = torch.tensor(model.preprocess.mean).view(1, -1, 1, 1)
-    std = torch.tensor(model.preprocess.std).view(1, -1, 1, 1)
-    maps = [((sample - mean) / std).to(model.device) for sample in samples]
+    maps = [model.preprocess.standardise(sample).to(model.device) for sample in samples]
     conv: nn.Conv2d | None = None
     back: Tensor | None = None
     with torch.no_grad():

@@ -174,7 +174,7 @@ class _Planner:
             return
         numbers = fx.node.map_arg((args, kwargs), lambda n: self.clean[n])
         step = self._step(node, numbers[0], numbers[1], args, kwargs) if follows else None
-        self._run(node, args, kwargs)
+        self._run(node, args, kwargs, whole=step is None)
         if not follows:
             return
         self.depends.add(node)
@@ -185,14 +185,18 @@ class _Planner:
         else:
             plan.rest.append((node, args, kwargs))
 
-    def _run(self, node: fx.Node, args: Any, kwargs: Any) -> None:
-        """The clean value, on copies of what it reads: an operation in place is seen, and does no harm."""
+    def _run(self, node: fx.Node, args: Any, kwargs: Any, *, whole: bool) -> None:
+        """The clean value, on copies of what it reads: an operation in place is seen, and does no harm.
+
+        Behind the boxes (`whole`) tensors are contiguous, as the net's own code may ask for.
+        """
+        layout = torch.contiguous_format if whole else torch.preserve_format
         copies: dict[fx.Node, Tensor] = {}
 
         def read(n: fx.Node) -> Any:
             value = self.clean[n]
             if isinstance(value, Tensor) and n in self.depends:
-                return copies.setdefault(n, value.clone())
+                return copies.setdefault(n, value.clone(memory_format=layout))
             return value
 
         given = fx.node.map_arg((args, kwargs), read)
@@ -223,7 +227,7 @@ class _Planner:
 
     def _finish(self, plan: Plan, stage: str | None) -> None:
         """Keep the clean values that are read again, and find where the boxes end."""
-        shape_only = {node for node, _, _ in plan.rest if _asks_shape(node)}
+        shape_only = {node for node, _, _ in plan.rest if asks_shape(node)}
         read: dict[fx.Node, None] = {}
         for node, args, kwargs in plan.rest:
             if node not in shape_only:
@@ -299,7 +303,8 @@ def _is_point(node: fx.Node, module: nn.Module | None) -> bool:
     return node.target in POINT_FUNCTIONS
 
 
-def _asks_shape(node: fx.Node) -> bool:
+def asks_shape(node: fx.Node) -> bool:
+    """Whether a node reads a tensor's shape or kind, not its values."""
     if node.op == "call_method":
         return str(node.target) in SHAPE_METHODS
     return node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Unit = tuple[int, int, int]
 # Units run back together, and the bytes that one map of all of them may take.
 CHUNK = 32
+LAYOUT = torch.channels_last
 MOST_BYTES = 64_000_000
 
 
@@ -66,7 +67,7 @@ class Projector:
         self.maps = maps[0]
         self.plan: Plan | None = None
         try:
-            plan = make_plan(model.net, x, stage)
+            plan = make_plan(model.net, x.contiguous(memory_format=LAYOUT), stage)
         except StriateError:
             return
         found = plan.watched_clean

@@ -86,7 +86,13 @@ class Studio:
         return str(head) if self._softmax and head else OUTPUT
 
     def spread(self, values: Tensor) -> Tensor:
-        """Values for the net: (picture - mean) / std per channel."""
+        """Values for the net: (picture - mean) / std per channel, or by the model's input statistics.
+
+        Raises:
+            StriateError: statistics of one size, and a picture of another.
+        """
+        if not self.model.preprocess.plain:
+            return self.model.preprocess.standardise(values)
         return (values - self._mean) / self._std
 
     def picture(self, image: Any, area: float | None = None) -> Tensor:
@@ -264,6 +270,8 @@ class Studio:
                 stage(self.net, name)
         net = self.net
         reason = Lean.refuses(net, names) if isinstance(net, Net) else "it is not a sequence of stages"
+        if not self.model.preprocess.plain:
+            reason = f"its input statistics are {self.model.preprocess.input!r}"
         if reason is not None or not isinstance(net, Net):
             return self._only_whole(str(reason)) if self.memory == "tiled" else None
         try:

@@ -78,12 +78,14 @@ def _to_switches(step: Step, plan: Plan) -> Send:
     rows, columns = places.div(width, rounding_mode="floor"), places.remainder(width)
 
     def send(signal: Tensor, y: Span, x: Span, down: Span, across: Span) -> list[Tensor]:
+        count, channels = signal.shape[:2]
         first = torch.from_numpy(down.start * across.length + across.start).to(signal.device)
-        local = (
-            gather(rows, y, x).mul_(across.length).add_(gather(columns, y, x)).sub_(first.view(-1, 1, 1, 1))
-        )
-        found = signal.new_zeros((*signal.shape[:2], down.length * across.length))
-        found.scatter_add_(2, local.flatten(2), signal.flatten(2))
-        return [found.view(*signal.shape[:2], down.length, across.length)]
+        local = gather(rows, y, x).mul_(across.length).add_(gather(columns, y, x))
+        local.sub_(first.view(-1, 1, 1, 1))
+        # Positions before channels: with channels last in memory these are views.
+        where, values = (part.permute(0, 2, 3, 1).flatten(1, 2) for part in (local, signal))
+        found = signal.new_zeros((count, down.length * across.length, channels))
+        found.scatter_add_(1, where, values)
+        return [found.view(count, down.length, across.length, channels).permute(0, 3, 1, 2)]
 
     return send
