@@ -111,6 +111,6 @@ def test_stages_are_listed_for_a_net_and_for_a_saved_model(tmp_path: Path) -> No
     assert at["fc8"] == ((1000,), None, None)
     assert found.lines()[0].split()[:3] == ["stage", "kind", "output"]
     assert found.to_dict()["receptive_field"][-1] is None
-    for wrong, told in (("vgg61", "did you mean 'vgg16'"), ("no/such/run", "no file or folder")):
+    for wrong, told in (("vg16", "did you mean 'vgg16'"), ("no/such/run", "no file or folder")):
         with pytest.raises(StriateError, match=told):
             rows("stages", wrong)

@@ -152,7 +152,6 @@ def _mirrored(frame: NDArray[np.float64] | None, width: int) -> bool | None:
     """Whether a map of a view of this width onto itself mirrors it; None if it does anything else."""
     if frame is None:
         return False
-    numbers = tuple(frame.ravel().tolist())
-    if numbers == (1, 0, 0, 0, 1, 0, 0, 0, 1):
+    if np.array_equal(frame, np.eye(3)):
         return False
-    return True if numbers == (-1, 0, width, 0, 1, 0, 0, 0, 1) else None
+    return True if np.array_equal(frame, [[-1, 0, width], [0, 1, 0], [0, 0, 1]]) else None

@@ -52,7 +52,8 @@ class Engines:
         allowed = {name: ENGINES.get(name) for name in names}
         self.ground = Ground(net, device, torch.get_num_threads(), allowed, forced, Source(net))
         self.shapes: dict[tuple[int, ...], Shape] = {}
-        self.seen, self.left = 0, nobody_knows
+        self.seen = 0
+        self.left: Left = nobody_knows
         self._mark = fingerprint(net)
         self._hooked = is_hooked(net)
 

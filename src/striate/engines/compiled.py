@@ -6,6 +6,7 @@ import copy
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class Compiled(Engine):
         try:
             with torch.inference_mode(False), torch.no_grad():
                 net = copy.deepcopy(source.folded()).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-                self.run = torch.compile(net, dynamic=False)
+                self.run: Callable[[Tensor], Tensor] = torch.compile(net, dynamic=False)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self(images)

@@ -119,9 +119,9 @@ def slice_view(image: Bytes, box: tuple[int, int, int, int], size: tuple[int, in
     """What `warp` by "bilinear" makes of the whole pixels x0, y0, x1, y1 of a picture (H, W, C), sooner."""
     x0, y0, x1, y1 = box
     part = image[y0:y1, x0:x1]
-    seen = _resized(part, size, "bilinear").reshape(*size, image.shape[2])
+    seen: Bytes = _resized(part, size, "bilinear").reshape(*size, image.shape[2])
     if mirrored:
-        return np.asarray(cv2.flip(seen, 1)).reshape(seen.shape)
+        return np.asarray(cv2.flip(seen, 1), np.uint8).reshape(seen.shape)
     return seen.copy() if seen.base is not None and np.shares_memory(seen, image) else seen
 
 

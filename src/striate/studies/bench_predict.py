@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch import Tensor
 from striate.data.formats import open_data
 from striate.data.preprocess import Preprocess
 from striate.engines.chooser import Engines, check_name
-from striate.engines.engine import evaluating
+from striate.engines.engine import Form, evaluating
+from striate.engines.record import Timing
 from striate.model import Model, load
 from striate.nets.net import NETS, create_net, pair
 from striate.nets.taps import stepping
@@ -140,7 +142,7 @@ def race(model: Model, images: Tensor) -> tuple[dict[str, float], list[str]]:
             if shape.decided:
                 break
     (shape,) = engines.shapes.values()
-    timings = shape.record.timings or {shape.plain.form: None}
+    timings: Mapping[Form, Timing | None] = shape.record.timings or {shape.plain.form: None}
     rates = {
         "the net as it is" if form == shape.plain.form else str(form): len(images)
         / (shape.plain.best if timing is None else timing.seconds)

@@ -35,7 +35,7 @@ REGISTRIES = {
 class Listing(Result):
     """Rows of a list: a name, and what there is to say of it."""
 
-    ROWS = ("names", "texts")
+    ROWS = ("names", "texts")  # type: tuple[str, ...]
 
     kind: str
     names: Sequence[str]

@@ -25,7 +25,7 @@ class Stages(Listing):
     `size`, None once a unit depends on the whole picture.
     """
 
-    ROWS = ("names", "kinds", "shape", "stride", "receptive_field", "parameters")
+    ROWS = ("names", "kinds", "shape", "stride", "receptive_field", "parameters")  # type: tuple[str, ...]
 
     kinds: Sequence[str] = ()
     shape: Sequence[tuple[int, ...]] = ()

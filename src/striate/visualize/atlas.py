@@ -204,7 +204,8 @@ def block(tiles: Pixels, factor: int = 1) -> Pixels:
 
 def enlargement(tiles: Pixels, side: int = SHOWN_SIDE) -> int:
     """The whole factor by which small tiles (..., h, w, C) are enlarged to about `side` pixels."""
-    return max(1, round(side / max(tiles.shape[-3:-1])))
+    longest: int = max(tiles.shape[-3:-1])
+    return max(1, round(side / longest))
 
 
 def sheet(drawn: StageTiles) -> Pixels:

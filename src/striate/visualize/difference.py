@@ -67,7 +67,7 @@ class LinearDifference:
 def linear_difference(plan: Plan) -> LinearDifference | None:
     """The linear layer of a plan that can take differences; None where there is none."""
     made: dict[fx.Node, fx.Node] = {}
-    asks: dict[fx.Node, tuple[object, object]] = {}
+    asks: dict[fx.Node, tuple[Any, Any]] = {}
     for node, args, kwargs in plan.rest:
         read = [n for n in dict.fromkeys(node.all_input_nodes) if n not in plan.constants and n not in asks]
         if len(read) != 1:
@@ -109,8 +109,8 @@ def _linear(node: fx.Node, plan: Plan) -> tuple[Tensor, Tensor | None] | None:
 
 
 def _only_flattens(
-    step: tuple[fx.Node, object, object], source: fx.Node, read: fx.Node, plan: Plan,
-    asks: dict[fx.Node, tuple[object, object]],
+    step: tuple[fx.Node, Any, Any], source: fx.Node, read: fx.Node, plan: Plan,
+    asks: dict[fx.Node, tuple[Any, Any]],
 ) -> bool:  # fmt: skip
     """Whether a node gives the values of a map in their order: what it makes of numbered maps says so."""
     node, args, kwargs = step

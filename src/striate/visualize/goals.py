@@ -126,7 +126,7 @@ class Direction(Leaf):
         else:
             draws = torch.Generator().manual_seed(self.seed)
             vector = torch.randn(maps.shape[1], generator=draws, dtype=torch.float64).to(maps.dtype)
-        along = positions(maps) @ (vector / vector.norm().clamp_min(1e-12)).to(maps.device)
+        along: Tensor = positions(maps) @ (vector / vector.norm().clamp_min(1e-12)).to(maps.device)
         if self.cosine:
             length = positions(maps).square().sum(-1).add(1e-12).sqrt()
             along = along * torch.pow((along / length).clamp_min(0.1), self.cosine)

@@ -205,7 +205,7 @@ def where_strongest(maps: Tensor, images: Tensor, units: Tensor) -> Tensor:
     at_once = max(1, MOST_VALUES // (maps.shape[2] * width))
     parts = [
         maps[some, which].flatten(1).argmax(1)
-        for some, which in zip(images.split(at_once), units.split(at_once), strict=True)
+        for some, which in zip(torch.split(images, at_once), torch.split(units, at_once), strict=True)
     ]
     flat = torch.cat(parts)
     return torch.stack([flat // width, flat % width], 1)

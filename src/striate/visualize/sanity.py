@@ -254,6 +254,12 @@ def ssim(a: Array, b: Array) -> float:
     return float((up / ((mean_a**2 + mean_b**2 + c1) * (a2 + b2 + c2))).mean())
 
 
+def _in_range(values: Array) -> Array:
+    """Magnitudes over the largest one."""
+    magnitudes = np.abs(values)
+    return (magnitudes / (float(magnitudes.max()) or 1.0)).astype(np.float32)
+
+
 def _likeness(trained: Sequence[Array], again: Sequence[Sequence[Array]]) -> dict[str, Array]:
     """Each (images, levels): rank correlation of values and of magnitudes, SSIM of magnitudes."""
     found = np.zeros((3, len(trained), len(again)), np.float32)
@@ -261,7 +267,7 @@ def _likeness(trained: Sequence[Array], again: Sequence[Sequence[Array]]) -> dic
         for image, (a, b) in enumerate(zip(trained, some, strict=True)):
             found[0, image, level] = rank_correlation(a, b)
             found[1, image, level] = rank_correlation(np.abs(a), np.abs(b))
-            found[2, image, level] = ssim(*(np.abs(v) / (float(np.abs(v).max()) or 1.0) for v in (a, b)))
+            found[2, image, level] = ssim(_in_range(a), _in_range(b))
     return {"rank": found[0], "magnitude": found[1], "ssim": found[2]}
 
 
