@@ -130,7 +130,8 @@ def test_modes_are_honoured(name):
     net.train()
     net(x)
     running = [key for key in state if key.endswith("running_mean")]
-    assert all(not torch.equal(net.state_dict()[key], state[key]) for key in running)
+    trained = net.state_dict()
+    assert all(not torch.equal(trained[key], state[key]) for key in running)
 
 
 def test_activations_are_modules_used_once_and_not_in_place(name):
@@ -188,7 +189,8 @@ def test_the_head_can_be_reset(name):
     assert net.reset_head(7) is net
     assert net.classes == 7
     assert net(pictures(name)).shape == (2, 7)
-    assert all(torch.equal(net.state_dict()[key], value) for key, value in old.items())
+    kept = net.state_dict()
+    assert all(torch.equal(kept[key], value) for key, value in old.items())
 
 
 def test_double_precision(name):
