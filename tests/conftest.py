@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The same examples in every run, and no limit on the time of one: the machine may be busy.
 settings.register_profile("striate", derandomize=True, deadline=None)
 settings.load_profile("striate")
+
+# A shell starts what runs in its background deaf to Ctrl-C; tests that press it must be heard there too.
+_FIRST_THREAD = threading.current_thread() is threading.main_thread()
+if _FIRST_THREAD and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("STRIATE_SHARED_DATA", ROOT.parent / "shared" / "data"))
