@@ -97,9 +97,9 @@ def _cifar_resnet(
     return net
 
 
-def _cifar_plain(layers: int, classes: int, in_channels: int, width: int) -> Net:
+def _cifar_plain(layers: int, classes: int, in_channels: int, width: int, blocks: int | None = None) -> Net:
     """The convolutions of the blocks in a row: those of res1a and res1b are conv1_1 to conv1_4."""
-    blocks, channels = _groups(layers, None, width)
+    blocks, channels = _groups(layers, blocks, width)
     stages: list[tuple[str, nn.Module]] = plain_layer("1", in_channels, channels, 1)
     for group in (1, 2, 3):
         maps = width << (group - 1)
@@ -113,6 +113,7 @@ def _cifar_plain(layers: int, classes: int, in_channels: int, width: int) -> Net
 
 PAPER = "arXiv:1512.03385, section 4.2"
 QUICK = {"width": 4}
+DEEP = {"width": 4, "blocks": 2}
 
 
 @NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)
@@ -141,34 +142,43 @@ def resnet32(
     return _cifar_resnet(32, classes, in_channels, zero_init, width, drop_path)
 
 
-@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)
+@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=DEEP)
 def resnet44(
     classes: int = 10, in_channels: int = 3, *, zero_init: bool = False, width: int = 16,
-    drop_path: float = 0.0,
+    drop_path: float = 0.0, blocks: int = 7,
 ) -> Net:  # fmt: skip
-    """ResNet-44 for CIFAR: 7 blocks each of 16, 32, 64 maps; option A shortcuts; 0.66 M parameters."""
-    return _cifar_resnet(44, classes, in_channels, zero_init, width, drop_path)
+    """ResNet-44 for CIFAR: 7 blocks each of 16, 32, 64 maps; option A shortcuts; 0.66 M parameters.
+
+    Options as of `resnet20`; `blocks` is the number of blocks in each group.
+    """
+    return _cifar_resnet(44, classes, in_channels, zero_init, width, drop_path, blocks)
 
 
-@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)
+@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=DEEP)
 def resnet56(
     classes: int = 10, in_channels: int = 3, *, zero_init: bool = False, width: int = 16,
-    drop_path: float = 0.0,
+    drop_path: float = 0.0, blocks: int = 9,
 ) -> Net:  # fmt: skip
-    """ResNet-56 for CIFAR: 9 blocks each of 16, 32, 64 maps; option A shortcuts; 0.85 M parameters."""
-    return _cifar_resnet(56, classes, in_channels, zero_init, width, drop_path)
+    """ResNet-56 for CIFAR: 9 blocks each of 16, 32, 64 maps; option A shortcuts; 0.85 M parameters.
+
+    Options as of `resnet20`; `blocks` is the number of blocks in each group.
+    """
+    return _cifar_resnet(56, classes, in_channels, zero_init, width, drop_path, blocks)
 
 
-@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)
+@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=DEEP)
 def resnet110(
     classes: int = 10, in_channels: int = 3, *, zero_init: bool = False, width: int = 16,
-    drop_path: float = 0.0,
+    drop_path: float = 0.0, blocks: int = 18,
 ) -> Net:  # fmt: skip
-    """ResNet-110 for CIFAR: 18 blocks each of 16, 32, 64 maps; option A shortcuts; 1.7 M parameters."""
-    return _cifar_resnet(110, classes, in_channels, zero_init, width, drop_path)
+    """ResNet-110 for CIFAR: 18 blocks each of 16, 32, 64 maps; option A shortcuts; 1.7 M parameters.
+
+    Options as of `resnet20`; `blocks` is the number of blocks in each group.
+    """
+    return _cifar_resnet(110, classes, in_channels, zero_init, width, drop_path, blocks)
 
 
-@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick={"width": 4, "blocks": 2})
+@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=DEEP)
 def resnet1202(
     classes: int = 10, in_channels: int = 3, *, zero_init: bool = False, width: int = 16,
     drop_path: float = 0.0, blocks: int = 200,
@@ -201,22 +211,31 @@ def plain32(classes: int = 10, in_channels: int = 3, *, width: int = 16) -> Net:
     return _cifar_plain(32, classes, in_channels, width)
 
 
-@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)
-def plain44(classes: int = 10, in_channels: int = 3, *, width: int = 16) -> Net:
-    """The plain 44-layer net for CIFAR: ResNet-44 without shortcuts; 0.66 M. Options as of `plain20`."""
-    return _cifar_plain(44, classes, in_channels, width)
+@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=DEEP)
+def plain44(classes: int = 10, in_channels: int = 3, *, width: int = 16, blocks: int = 7) -> Net:
+    """The plain 44-layer net for CIFAR: ResNet-44 without shortcuts; 0.66 M. Options as of `plain20`.
+
+    `blocks` is half the number of layers of each group.
+    """
+    return _cifar_plain(44, classes, in_channels, width, blocks)
 
 
-@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)
-def plain56(classes: int = 10, in_channels: int = 3, *, width: int = 16) -> Net:
-    """The plain 56-layer net for CIFAR: ResNet-56 without shortcuts; 0.85 M. Options as of `plain20`."""
-    return _cifar_plain(56, classes, in_channels, width)
+@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=DEEP)
+def plain56(classes: int = 10, in_channels: int = 3, *, width: int = 16, blocks: int = 9) -> Net:
+    """The plain 56-layer net for CIFAR: ResNet-56 without shortcuts; 0.85 M. Options as of `plain20`.
+
+    `blocks` is half the number of layers of each group.
+    """
+    return _cifar_plain(56, classes, in_channels, width, blocks)
 
 
-@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=QUICK)
-def plain110(classes: int = 10, in_channels: int = 3, *, width: int = 16) -> Net:
-    """The plain 110-layer net for CIFAR: ResNet-110 without shortcuts; 1.7 M. Options as of `plain20`."""
-    return _cifar_plain(110, classes, in_channels, width)
+@NETS.register(paper=PAPER, family="cifar_resnet", size=32, small=True, quick=DEEP)
+def plain110(classes: int = 10, in_channels: int = 3, *, width: int = 16, blocks: int = 18) -> Net:
+    """The plain 110-layer net for CIFAR: ResNet-110 without shortcuts; 1.7 M. Options as of `plain20`.
+
+    `blocks` is half the number of layers of each group.
+    """
+    return _cifar_plain(110, classes, in_channels, width, blocks)
 
 
 class Residual(nn.Module):

@@ -39,7 +39,7 @@ BORDERS = {
 AT_ONCE = 32
 
 
-@METHODS.register("invariance", images="one or more", target=True)
+@METHODS.register("invariance", images="one or more", target=True, quick={"transforms": "scale"})
 @dataclass(frozen=True)
 class Invariance(Method):
     """How features and the answer change when the image is shifted, scaled and turned.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from striate.model import Model
 
 
-@METHODS.register("inversion", images="one")
+@METHODS.register("inversion", images="one", quick={"steps": 16})
 @dataclass(frozen=True)
 class Inversion(Method):
     """A picture, made from noise, whose activations at a stage are those of the image.

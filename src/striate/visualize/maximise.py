@@ -31,7 +31,7 @@ RECIPES = ("robust", "simonyan", "erhan")
 MOST = 64
 
 
-@METHODS.register("maximise", images="none", target=True, runs=True)
+@METHODS.register("maximise", images="none", target=True, runs=True, quick={"steps": 16})
 @dataclass(frozen=True)
 class Maximise(Method):
     """The picture, made from noise, that excites a class, a map, a unit or any objective most.

@@ -37,7 +37,9 @@ FOLLOWS = 0.5
 MARGIN = 0.01
 
 
-@METHODS.register("sanity", images="one or more", target=True)
+@METHODS.register(
+    "sanity", images="one or more", target=True, quick={"methods": "saliency,occlusion", "levels": 2}
+)
 @dataclass(frozen=True)
 class Sanity(Method):
     """Which attribution maps to trust on this net: deletion and insertion curves, and random weights.
