@@ -496,7 +496,11 @@ def test_the_verb_joins_and_tests(average: str, tmp_path: Path, capsys: pytest.C
 def test_the_verb_tells_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(linear(0).save(tmp_path / "m.safetensors"))
     assert cli.main(["ensemble", file, "--out", str(tmp_path / "e.safetensors")]) == 2
-    assert "an ensemble of 1 models" in capsys.readouterr().err
+    assert "an ensemble of 1 model; allowed: 2 to 64" in capsys.readouterr().err
+    assert cli.main(["ensemble", file, file, "--out", str(tmp_path / "e.pt")]) == 2
+    assert "allowed: .safetensors" in capsys.readouterr().err
+    assert cli.main(["ensemble", file, file, "--protocol", "tencrop"]) == 2
+    assert "did you mean 'ten-crop'" in capsys.readouterr().err
     assert cli.main(["ensemble", file, file, "--out", str(tmp_path)]) == 2
     assert "is a folder" in capsys.readouterr().err
     assert cli.main(["ensemble", file, file, "--last", "1"]) == 2

@@ -341,6 +341,7 @@ def test_fusion_from_the_command_line(
             ["--protocol", "dense@20"],
             "a crop of 28 pixels from an image of 20; allowed: sizes of at least @28",
         ),
+        (["--grid", " "], "--grid is empty; allowed: vgg, or protocols joined by ';'"),
         (["--protocol", "densely"], "did you mean 'dense'"),
     ],
 )

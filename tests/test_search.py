@@ -313,6 +313,7 @@ def test_a_study_is_joined_without_saying_anything_and_refuses_what_differs(
         ({"sampler": "grid"}, "a grid needs the number of points of lr"),
         ({"lr": 0.1}, "lr is both given and searched"),
         ({"space": {"net": "lenet5,lenet6"}}, "unknown net 'lenet6'"),
+        ({"net": "lenet5", "space": {"net_options.wdth": "1,2"}}, "unknown option of net"),
         ({"val": 0.0}, "a search needs validation images; give --val 0.1"),
         ({"space": None}, "no search space given"),
     ],

@@ -210,6 +210,10 @@ def test_of_several_processes_only_the_first_speaks(
     [
         ("--lr", "fast", "--lr: expected a number or none. Got value: fast"),
         ("--lr", ".nan", "lr is nan"),
+        ("--milestones", "0.5", "--milestones: expected numbers such as [2, 3]. Got value: 0.5"),
+        ("--task", "segmentation", "whose annotations are for 'classification'"),
+        ("--task", "segmentations", "did you mean 'segmentation'"),
+        ("--repeats", "0", "repeats is 0; allowed: at least 1"),
         ("--size", "big", "a whole number or numbers such as [2, 3] or none. Got value: big"),
         ("--config", "photos", "--config: "),
     ],

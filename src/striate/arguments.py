@@ -170,6 +170,7 @@ def _plain_types(text: str) -> str:
     text = text.replace("Expected a int", "expected a whole number").replace(
         "Expected a float", "expected a number"
     )
+    text = re.sub("^[Ee]xpected a tuple", "expected numbers such as [2, 3]", text)
     text = re.sub("[Ee]xpected a tuple", "numbers such as [2, 3]", text)
     return re.sub(r"Expected a Literal\[([^\]]*)\]", r"allowed: \1", text)
 

@@ -72,7 +72,8 @@ class Ensemble(Model):
     ) -> None:
         flat = [member for model in models for member in (model.members or (model,))]
         if not 2 <= len(flat) <= MOST:
-            raise StriateError(f"an ensemble of {len(flat)} models", allowed=f"2 to {MOST}")
+            count = f"{len(flat)} model{'s' * (len(flat) != 1)}"
+            raise StriateError(f"an ensemble of {count}", allowed=f"2 to {MOST}")
         first = flat[0]
         for model in flat[1:]:
             _fits(model, first)

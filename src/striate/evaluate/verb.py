@@ -31,6 +31,8 @@ def evaluate_verb(
     chosen = [flag for flag, value in given.items() if value]
     if len(chosen) > 1:
         raise StriateError(f"{' and '.join(chosen)} are given together", hint="give one of them")
+    if grid is not None and not grid.strip():
+        raise StriateError("--grid is empty", allowed="vgg, or protocols joined by ';'")
     if corruptions:
         if len(several) > 1:
             raise StriateError("--corruptions takes one model", hint="test the models one by one")

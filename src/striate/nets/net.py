@@ -217,19 +217,13 @@ def create_net(
     entry = NETS.entry(name)
     _count("classes", classes)
     _count("in_channels", in_channels)
-    parameters = inspect.signature(entry.value).parameters
-    known = [key for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY and key != "size"]
-    kinds = typing.get_type_hints(entry.value)
-    for key, value in options.items():
-        if key not in known:
-            raise unknown(f"option of net {name!r}", key, known)
-        _check_option(name, key, value, kinds.get(key))
+    check_options(name, options)
     chosen = dict(options)
     if size is None:
         size = entry.capabilities["size"]
     for length in pair(size):
         _count("size", length)
-    if "size" in parameters:
+    if "size" in inspect.signature(entry.value).parameters:
         chosen["size"] = size
     net = entry.value(classes, in_channels, **chosen)
     net.name, net.options, net.input_size = name, dict(options), pair(size)
@@ -240,6 +234,22 @@ def create_net(
             hint="enlarge the pictures",
         )
     return net
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """The net called `name` exists and has these options, and their values are of the right kinds.
+
+    Raises:
+        StriateError: an unknown net or option (with the nearest), or a value of another kind.
+    """
+    family = NETS.entry(name).value
+    parameters = inspect.signature(family).parameters
+    known = [key for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY and key != "size"]
+    kinds = typing.get_type_hints(family)
+    for key, value in options.items():
+        if key not in known:
+            raise unknown(f"option of net {name!r}", key, known)
+        _check_option(name, key, value, kinds.get(key))
 
 
 def skeleton(

@@ -20,6 +20,7 @@ from striate.ensemble import Ensemble, average_weights
 from striate.evaluate.evaluate import Evaluation, evaluate
 from striate.evaluate.opening import images_to_test
 from striate.evaluate.paired import difference, mcnemar
+from striate.evaluate.protocols import parse_protocol
 from striate.model import Model, load
 from striate.tasks.scores import ClassificationScores
 from striate.train.members import SNAPSHOTS
@@ -79,6 +80,9 @@ def ensemble(
         raise StriateError(f"last is {last}", allowed="0 for all, or at least 2")
     if Path(out).is_dir():
         raise StriateError(f"{str(out)!r} is a folder", hint="give a file, such as ensemble.safetensors")
+    if Path(out).suffix != ".safetensors":
+        raise StriateError(f"cannot save a model as {str(out)!r}", allowed=".safetensors")
+    parse_protocol(how.get("protocol", "center"))
     given = found_models(models)[-last:]
     loaded = [load(one) for one in given]
     if average == "posteriors":

@@ -128,6 +128,10 @@ def train_verb(
         )
     if data is None and (dry_run or range_test or repeats != 1):
         raise StriateError("no data given", hint="give a folder of images, an archive, a .csv or a name")
+    if repeats < 1:
+        raise StriateError(f"repeats is {repeats}", allowed="at least 1")
+    if range_test and (repeats != 1 or resume):
+        raise StriateError("a range test takes neither repeats nor resume", hint="leave them out")
     if dry_run:
         return Rehearsal(tuple(session.rehearse(data or "", recipe, out=out)))
     if range_test:

@@ -18,7 +18,7 @@ from striate.data.loaders import Loader
 from striate.data.preprocess import Preprocess
 from striate.data.samples import Dataset, Split
 from striate.data.statistics import parse_input
-from striate.nets.net import NETS
+from striate.nets.net import NETS, check_options
 from striate.tasks.task import Task, make_task
 from striate.train.averages import make_average
 from striate.train.devices import Place, mixed
@@ -74,7 +74,7 @@ def check_names(recipe: Recipe) -> None:
     parse_input(recipe.input)
     check_snapshots(recipe)
     if recipe.net != "auto":
-        NETS.entry(recipe.net)
+        check_options(recipe.net, recipe.net_options)
     OPTIMIZERS.entry(recipe.optimizer)
     needs_scores = SCHEDULES.entry(recipe.schedule).capabilities.get("needs_scores", False)
     if recipe.augment != "auto":
@@ -138,7 +138,7 @@ def prepare(
     check_steps(recipe, dataset.kind)
     torch.manual_seed(mixed(recipe.seed, 1))
     task = make_task(
-        dataset, name=recipe.task, label_smoothing=recipe.label_smoothing, class_weights=recipe.class_weights
+        dataset, name=asked.task, label_smoothing=recipe.label_smoothing, class_weights=recipe.class_weights
     )
     net = build_net(task, recipe)
     check_growth(net, task, recipe)
