@@ -98,7 +98,7 @@ def test_subsampling_starts_as_the_mean_and_scales_the_sum():
     assert [sum(p.numel() for p in TrainableSubsample(n).parameters()) for n in (6, 16)] == [12, 32]
 
 
-@pytest.mark.parametrize(("kernel", "stride", "padding", "ceil_mode"), [w for w in WINDOWS if not w[2]])
+@pytest.mark.parametrize(("kernel", "stride", "padding", "ceil_mode"), WINDOWS)
 def test_stochastic_pooling_weighs_in_evaluation(kernel, stride, padding, ceil_mode):
     def weighted(values: list[float]) -> float:
         values = [max(v, 0.0) for v in values]
@@ -107,19 +107,23 @@ def test_stochastic_pooling_weighs_in_evaluation(kernel, stride, padding, ceil_m
 
     x = maps()
     x[1, 1] = -x[1, 1].abs()
-    layer = StochasticPool2d(kernel, stride, ceil_mode=ceil_mode).eval()
+    layer = StochasticPool2d(kernel, stride, padding, ceil_mode=ceil_mode).eval()
     torch.testing.assert_close(layer(x), pool_by_loops(x, weighted, kernel, stride, padding, ceil_mode))
 
 
-@pytest.mark.parametrize(("kernel", "stride", "ceil_mode"), [(2, 2, False), (3, 2, True), (2, 3, True)])
-def test_stochastic_pooling_draws_units_of_its_window(kernel, stride, ceil_mode):
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "ceil_mode"),
+    [(2, 2, 0, False), (3, 2, 0, True), (2, 3, 0, True), (3, 2, 1, False), (3, 2, 1, True)],
+)
+def test_stochastic_pooling_draws_units_of_its_window(kernel, stride, padding, ceil_mode):
     x = maps().requires_grad_()
-    layer = StochasticPool2d(kernel, stride, ceil_mode=ceil_mode)
+    layer = StochasticPool2d(kernel, stride, padding, ceil_mode=ceil_mode)
     y = layer(x)
-    shape = F.max_pool2d(x, kernel, stride, ceil_mode=ceil_mode).shape
+    shape = F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil_mode).shape
+    bordered = F.pad(x, (padding,) * 4)
     assert y.shape == shape
     for n, c, i, j in itertools.product(*map(range, shape)):
-        window = x[n, c, i * stride : i * stride + kernel, j * stride : j * stride + kernel].relu()
+        window = bordered[n, c, i * stride : i * stride + kernel, j * stride : j * stride + kernel].relu()
         if window.sum() > 0:
             assert y[n, c, i, j] > 0
         assert (window == y[n, c, i, j]).any()

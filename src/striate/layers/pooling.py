@@ -158,35 +158,38 @@ class StochasticPool2d(_Windows):
     With a = max(x, 0) and p = a / sum of a over the window: training y = a[l], l ~ p, each window drawn for
     itself, the gradient goes to the drawn unit; evaluation y = sum of p * a = sum of a^2 / sum of a (section
     3.2). A window without positive values gives 0. (N, C, H, W) -> (N, C, h, w), meant for what a ReLU gave;
-    negative values count as 0. Zeiler & Fergus 2013 use windows of 3 at stride 2.
+    negative values and padding count as 0. Zeiler & Fergus 2013 use windows of 3 at stride 2.
     """
-
-    def __init__(self, kernel_size: Size, stride: Size | None = None, *, ceil_mode: bool = False) -> None:
-        super().__init__(kernel_size, stride, ceil_mode=ceil_mode)
 
     def forward(self, x: Tensor) -> Tensor:
         """Draw in training, weigh by probability in evaluation."""
         a = F.relu(x)
         if self.training:
-            return drawn_unit(a, self.kernel_size, self.stride, self.ceil_mode)
+            return drawn_unit(a, self.kernel_size, self.stride, self.ceil_mode, self.padding)
         total = self._mean(a, divisor=1)
         return self._mean(a.square(), divisor=1) / torch.where(total == 0, 1.0, total)
 
 
 def drawn_unit(
-    a: Tensor, kernel: tuple[int, int], stride: tuple[int, int], ceil_mode: bool = False
+    a: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    ceil_mode: bool = False,
+    padding: tuple[int, int] = (0, 0),
 ) -> Tensor:
     """One unit of each window, drawn with probability a / sum of a: (N, C, H, W) >= 0 -> (N, C, h, w)."""
     height, width = a.shape[-2:]
     rows, columns = (
-        window_count(length, k, s, 0, ceil_mode)
-        for length, k, s in zip((height, width), kernel, stride, strict=True)
+        window_count(length, k, s, p, ceil_mode)
+        for length, k, s, p in zip((height, width), kernel, stride, padding, strict=True)
     )
     if rows < 1 or columns < 1:
         raise StriateError(f"the maps are {height} x {width}", allowed=f"at least {kernel[0]} x {kernel[1]}")
     over = [(n - 1) * s + k for n, s, k in zip((rows, columns), stride, kernel, strict=True)]
     with torch.no_grad():
-        padded = F.pad(a, (0, max(0, over[1] - width), 0, max(0, over[0] - height)))
+        top, left = padding
+        right, bottom = max(0, over[1] - width - left), max(0, over[0] - height - top)
+        padded = F.pad(a, (left, right, top, bottom))
         # One map for each place in the window, so that all windows go through their units at once.
         units = [
             padded[
@@ -201,10 +204,10 @@ def drawn_unit(
         for unit in units[:-1]:
             passed = passed + unit
             drawn += passed <= point
-        y = drawn // kernel[1] + stride[0] * torch.arange(rows, device=a.device).view(-1, 1)
-        x = drawn % kernel[1] + stride[1] * torch.arange(columns, device=a.device)
+        y = drawn // kernel[1] + stride[0] * torch.arange(rows, device=a.device).view(-1, 1) - top
+        x = drawn % kernel[1] + stride[1] * torch.arange(columns, device=a.device) - left
         # A window without positive values may point at its padding; any unit of value 0 will do.
-        place = y.clamp_(max=height - 1) * width + x.clamp_(max=width - 1)
+        place = y.clamp_(0, height - 1) * width + x.clamp_(0, width - 1)
     return a.flatten(2).gather(2, place.flatten(2)).view(*a.shape[:2], rows, columns)
 
 

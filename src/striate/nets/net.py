@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from striate.core.errors import StriateError, unknown
 from striate.core.registry import Registry
+from striate.nets.dropping import OPTIONS, put_in
 
 if TYPE_CHECKING:
     from striate.nets.geometry import StageInfo
@@ -208,8 +209,9 @@ def create_net(
     """Build the net called `name` for `classes` classes and pictures of `in_channels` channels.
 
     `size` is the side (or height and width) of the pictures in pixels; at 64 or less, families that have a
-    small-image form take it. `options` are the family's own. The weights are drawn from PyTorch's global
-    random state, so that the same seed gives the same net. Under `torch.device("meta")` no memory is taken.
+    small-image form take it. `options` are the family's own and those of `dropping.OPTIONS`. The weights are
+    drawn from PyTorch's global random state, so that the same seed gives the same net. Under
+    `torch.device("meta")` no memory is taken.
 
     Raises:
         StriateError: an unknown net or option (with the nearest), or a value out of bounds.
@@ -218,7 +220,7 @@ def create_net(
     _count("classes", classes)
     _count("in_channels", in_channels)
     check_options(name, options)
-    chosen = dict(options)
+    chosen = {key: value for key, value in options.items() if key not in OPTIONS}
     if size is None:
         size = entry.capabilities["size"]
     for length in pair(size):
@@ -227,6 +229,7 @@ def create_net(
         chosen["size"] = size
     net = entry.value(classes, in_channels, **chosen)
     net.name, net.options, net.input_size = name, dict(options), pair(size)
+    put_in(net, options)
     if not net.fixed_size and net.size < net.min_size:
         raise StriateError(
             f"size is {net.size}",
@@ -245,7 +248,8 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     family = NETS.entry(name).value
     parameters = inspect.signature(family).parameters
     known = [key for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY and key != "size"]
-    kinds = typing.get_type_hints(family)
+    known += OPTIONS
+    kinds = typing.get_type_hints(family) | OPTIONS
     for key, value in options.items():
         if key not in known:
             raise unknown(f"option of net {name!r}", key, known)

@@ -120,6 +120,13 @@ class Recipe:
         None, help="Stochastic depth: rate of the last residual block, rising from 0; none: the net's own.",
         minimum=0.0, maximum=0.99,
     )  # fmt: skip
+    stochastic_pooling: bool = setting(
+        False, help="Stages of max pooling draw a unit of each window, with a probability like its value."
+    )
+    drop_connect: float | None = setting(
+        None, help="DropConnect: rate of the single weights of hidden fully connected stages; none: 0.",
+        minimum=0.0, maximum=0.99,
+    )  # fmt: skip
     input_noise: float = setting(
         0.0, help="Deviation of noise on the normalised input, in training.", minimum=0.0
     )

@@ -206,7 +206,7 @@ def settle(asked: Recipe, dataset: Dataset, count: int) -> Recipe:
 
 
 def with_rates(asked: Recipe, net: str) -> dict[str, Any]:
-    """The options of the net, with the rates of dropout and stochastic depth that the recipe names.
+    """The options of the net, with the dropping of units, weights and blocks that the recipe names.
 
     Raises:
         StriateError: the net has no such layers.
@@ -222,6 +222,10 @@ def with_rates(asked: Recipe, net: str) -> dict[str, Any]:
             raise StriateError(f"net {net!r} has no {name} rate", allowed=having, hint=f"leave out --{name}")
         if rate is not None:
             options[name] = float(rate)
+    if asked.stochastic_pooling:
+        options["stochastic_pooling"] = True
+    if asked.drop_connect is not None:
+        options["drop_connect"] = float(asked.drop_connect)
     return options
 
 
