@@ -9,14 +9,13 @@ run last, where they are installed, each at its fastest batch size. One JSON lin
 speed (full over incremental, by the clock and by processor time), ratio (full over incremental multiply-adds,
 by receptive fields and as measured from the data), the largest difference in probability, and peak memory
 before the peers ran. `--positions N` takes the full pass over N positions, spread over the picture, and the
-peers over about as many, and scales their times: for a quick look.
+peers over about as many (Captum over 49), and scales their times: for a quick look.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import resource
 import statistics
 import tempfile
@@ -116,12 +115,12 @@ def captum_seconds(model: Model, patches: Patches, count: int) -> dict[str, obje
             target=0, perturbations_per_eval=batch,
         )  # fmt: skip
 
-    found = {batch: min(seconds(lambda b=batch: run(40, b)) for _ in range(2)) for batch in BATCHES[2:]}
-    batch = min(found, key=found.__getitem__)
-    across = 25 if count == len(patches) else round(math.sqrt(count))
-    stride = -(-(224 - SIDE) // (across - 1))
-    done = (-(-(224 - SIDE) // stride) + 1) ** 2
-    taken = seconds(lambda: run(stride, batch)) * len(patches) / done
+    # It takes no stride beyond the square's side: 7 x 7 windows.
+    found = {batch: seconds(lambda b=batch: run(SIDE, b)) for batch in BATCHES[2:]}
+    batch, done = min(found, key=found.__getitem__), ((224 - SIDE) // SIDE + 1) ** 2
+    taken = found[batch] * len(patches) / done
+    if count == len(patches):
+        taken, done = seconds(lambda: run(STRIDE, batch)), count
     return {"captum_s": round(taken, 2), "captum_batch": batch, "captum_positions": done}
 
 
