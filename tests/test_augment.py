@@ -262,6 +262,9 @@ def test_colour_alone_leaves_places(channels: int) -> None:
     np.testing.assert_array_equal(middle, image)
     brighter = pipeline.view(image, np.array([1.0, 0.5, 0.5, 0.5]), view)
     np.testing.assert_allclose(brighter, np.minimum(image * 1.4, 255), atol=0.51)
+    every = parse("colour(0.4, hue=0.1, contrast=0.2)").view(image, np.array([0.75, 0.3, 0.9, 0.6]), view)
+    by_hand = jitter(image, brightness=1.2, contrast=0.92, saturation=1.32, hue=0.02)
+    np.testing.assert_array_equal(every, by_hand)
     only = parse("colour(0.4, brightness=0)")
     np.testing.assert_array_equal(only.view(image, np.array([1.0, 0.5, 0.5, 0.5]), view), image)
 
