@@ -12,6 +12,7 @@ from striate.data import philox
 from striate.data.augment import NONE, Pipeline, parse
 from striate.data.augmentations import Affine, Flip, PadCrop, RandomResizedCrop
 from striate.data.preprocess import Preprocess
+from striate.images.colour import jitter
 
 VIEW = Preprocess(size=(16, 16), mean=(0.2,), std=(0.5,))
 
