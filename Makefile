@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
+# Compiled files are kept, also where the surroundings forbid it: the tests start Python many times.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test docs clean
 
 # Train, test and explain LeNet-5 on embedded data; recognise two photographs. Prints where the report is.

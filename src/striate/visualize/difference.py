@@ -13,6 +13,8 @@ from striate.visualize.plan import Plan, asks_shape, call
 
 # Copies that a pass over the weights costs as much as: taking them apart by positions takes that long.
 GATHER = 150
+# The weights that are put in another order at a time.
+TURNED_BYTES = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -46,21 +48,22 @@ class LinearDifference:
 
         Differences of at most `tolerance` are rounding.
         """
-        copies, channels, height, width = maps.shape
+        copies, channels = maps.shape[:2]
         change = maps - self.clean
         touched = (change.abs().amax(1) > tolerance).flatten(1)
         total = int(touched.sum())
         if not self.pays(total, copies):
             return None
         outputs = self.before.expand(copies, -1).clone()
-        weight = self.weight.view(-1, channels, height, width)
-        for row in range(height):
-            # One row of positions at a time: the weights of a position lie far apart.
-            parts = weight[:, :, row].permute(2, 1, 0).contiguous()
-            for column in range(width):
-                chosen = touched[:, row * width + column].nonzero()[:, 0]
-                if len(chosen):
-                    outputs.index_add_(0, chosen, change[chosen, :, row, column] @ parts[column])
+        flat = change.flatten(2)
+        where = [(place, touched[:, place].nonzero()[:, 0]) for place in range(self.places)]
+        signals = [(place, chosen, flat[chosen, :, place]) for place, chosen in where if len(chosen)]
+        rows = max(1, TURNED_BYTES // (self.weight.shape[1] * self.weight.element_size()))
+        for some, out in zip(self.weight.split(rows), outputs.split(rows, 1), strict=True):
+            # The weights of a position lie far apart; turning a matrix over brings them together.
+            turned = some.reshape(-1, self.places).t().contiguous().view(self.places, -1, channels)
+            for place, chosen, signal in signals:
+                out.index_add_(0, chosen, signal @ turned[place].t())
         return outputs, self.macs(total) / copies
 
 
