@@ -225,9 +225,10 @@ def test_scale_jitter_draws_every_side_and_place() -> None:
     assert abs(boxes[:, 0].mean() - (500 - 328) / 2) < 5
     assert ScaleJitter(384).side(u[0]) == 384
     assert parse("scale-jitter(256, 512)").text == "scale-jitter(low=256, high=512)"
-    assert (
-        parse("scale-jitter(256,512)").at_least(np.array([0.9999, 0, 0]), Preprocess(size=(224, 224))) == 512
-    )
+    enough = parse("scale-jitter(256,512)").at_least(np.array([0.9999, 0, 0]), Preprocess(size=(224, 224)))
+    assert callable(enough)
+    assert enough(512, 600)
+    assert not enough(600, 511)
 
 
 def test_scale_jitter_refuses_crops_larger_than_the_image() -> None:

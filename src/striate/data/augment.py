@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from striate.core.errors import StriateError
 from striate.data import philox
-from striate.data.augment_batch import gather, whole_pixels
+from striate.data.augment_batch import carried, gather, inverse, whole_pixels
 from striate.data.augment_text import name_of, steps_of, written
 from striate.data.augmentations import (
     AUGMENTATIONS,
@@ -24,11 +24,13 @@ from striate.data.augmentations import (
     Mixer,
     Moving,
     Repeats,
-)
+)  # fmt: skip
+from striate.data.crops import Bytes, crop_view, mirrored
 from striate.data.pools import IGNORE
 from striate.data.preprocess import Preprocess
 from striate.data.samples import Split
 from striate.images import geometry
+from striate.images.jpeg import Enough
 from striate.images.remap import centres, remap
 
 __all__ = ["AUGMENTATIONS", "NONE", "Pipeline", "parse"]
@@ -144,12 +146,15 @@ class Pipeline:
                 u[:, place] = 1 - begun[:, place] if epoch % 2 else begun[:, place]
         return u
 
-    def at_least(self, u: Floats, preprocess: Preprocess) -> int | None:
-        """The shorter side below which an image would lose detail in this sample's view; None = all of it."""
+    def at_least(self, u: Floats, preprocess: Preprocess) -> int | Enough | None:
+        """The shorter side below which an image would lose detail in this sample's view; None = all of it.
+
+        With a crop: whether an image of some height and width loses none.
+        """
         if self._crop is None or preprocess.size is None:
             return preprocess.at_least()
-        crop, place = self._crop
-        return crop.at_least(u[place], preprocess.size)
+        (crop, place), size = self._crop, preprocess.size
+        return lambda height, width: crop.enough(u[place], height, width, size)
 
     # ------------------------------------------------------------------ geometry
 
@@ -189,20 +194,20 @@ class Pipeline:
             if isinstance(step, Bend):
                 points = step.sources(points, u[place], *size)
             else:
-                points = _moved(points, _inverse(step.matrices(u[None, place], *size)[0]))
-        return _moved(points, _inverse(self._framed(u, height, width, preprocess)))
+                points = carried(points, inverse(step.matrices(u[None, place], *size)[0]))
+        return carried(points, inverse(self._framed(u, height, width, preprocess)))
 
     def places(
         self, points: ArrayLike, u: Floats, image_size: tuple[int, int], preprocess: Preprocess
     ) -> Floats:
         """Where points (..., 2) of an image, in (x, y), come to lie in its view."""
         size = preprocess.view_size(*image_size)
-        found = _moved(np.asarray(points, dtype=np.float64), self._framed(u, *image_size, preprocess))
+        found = carried(np.asarray(points, dtype=np.float64), self._framed(u, *image_size, preprocess))
         for step, place in self._moving:
             if isinstance(step, Bend):
                 found = step.places(found, u[place], *size)
             else:
-                found = _moved(found, step.matrices(u[None, place], *size)[0])
+                found = carried(found, step.matrices(u[None, place], *size)[0])
         return found
 
     def _framed(self, u: Floats, height: int, width: int, preprocess: Preprocess) -> Floats:
@@ -224,6 +229,13 @@ class Pipeline:
         whole = all(map(float.is_integer, box)) and 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
         return (int(x0), int(y0), int(x1), int(y1)) if whole else None
 
+    def mirrored(self, u: Floats, size: tuple[int, int], frame: Floats | None = None) -> bool | None:
+        """As `crops.mirrored` for this sample's views of this size; `frame` as in `matrix`."""
+        if not self._moving:
+            return False
+        frames = self.frames(u[None], *size) if frame is None else frame[None]
+        return None if frames is None else mirrored(frames[0], size[1])
+
     def border(self, preprocess: Preprocess) -> str:
         """What is seen beyond the image: "reflect", "edge" or "constant" (the mean colour; 255 in a mask)."""
         if self._border is None:
@@ -233,18 +245,28 @@ class Pipeline:
     # ------------------------------------------------------------------ applying
 
     def view(
-        self, image: NDArray[np.uint8], u: Floats, preprocess: Preprocess, frame: Floats | None = None
-    ) -> NDArray[np.uint8]:
-        """What the net sees of an image in training: (H, W, C) uint8 -> (h, w, C); `frame` as in `matrix`."""
-        return self.change_colour(self.moved(image, u, preprocess, frame), u, preprocess)
+        self, image: Bytes, u: Floats, preprocess: Preprocess, frame: Floats | None = None,
+        out: Bytes | None = None,
+    ) -> Bytes:  # fmt: skip
+        """What the net sees of an image in training: (H, W, C) uint8 -> (h, w, C); `frame` as in `matrix`.
+
+        out: memory of the view, which may be used for it.
+        """
+        return self.change_colour(self.moved(image, u, preprocess, frame, out), u, preprocess)
 
     def moved(
-        self, image: NDArray[np.uint8], u: Floats, preprocess: Preprocess, frame: Floats | None = None
-    ) -> NDArray[np.uint8]:
-        """The view before its values are changed: all geometry, in one warp."""
+        self, image: Bytes, u: Floats, preprocess: Preprocess, frame: Floats | None = None,
+        out: Bytes | None = None,
+    ) -> Bytes:  # fmt: skip
+        """The view before its values are changed: all geometry, in one warp; or a crop's box, resampled."""
         if self._crop is None and not self._moving:
             return preprocess.view(image)
         height, width = image.shape[:2]
+        size = preprocess.size
+        if self._crop is not None and size is not None and preprocess.interpolation == "bilinear":
+            box, turned = self.slice_of(u, height, width, size), self.mirrored(u, size, frame)
+            if box is not None and turned is not None:
+                return crop_view(image, box, size, turned, out)
         how: dict[str, Any] = {
             "interpolation": preprocess.interpolation, "border": self.border(preprocess),
             "fill": preprocess.fill,
@@ -369,12 +391,3 @@ def parse(text: str | Pipeline) -> Pipeline:
         return text
     steps = steps_of(text)
     return Pipeline(steps) if steps else NONE
-
-
-def _inverse(matrix: Floats) -> Floats:
-    return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
-
-
-def _moved(points: Floats, matrix: Floats) -> Floats:
-    """Points (..., 2) moved by an affine map."""
-    return np.asarray(points @ matrix[:2, :2].T + matrix[:2, 2])

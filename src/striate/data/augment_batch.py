@@ -48,3 +48,13 @@ def _sources(
         place %= period
         place = np.minimum(place, period - place)
     return np.clip(place, 0, count - 1), outside
+
+
+def inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The map the other way."""
+    return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
+
+
+def carried(points: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points (..., 2), in (x, y), moved by an affine map."""
+    return np.asarray(points @ matrix[:2, :2].T + matrix[:2, 2])

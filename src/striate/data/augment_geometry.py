@@ -72,8 +72,8 @@ class ScaleJitter(Crop):
         y0 = float(int(float(u[2]) * (height - rows + 1)))
         return x0, y0, x0 + columns, y0 + rows
 
-    def at_least(self, u: Floats, size: tuple[int, int]) -> int:
-        return self.side(u)
+    def enough(self, u: Floats, height: int, width: int, size: tuple[int, int]) -> bool:
+        return min(height, width) >= self.side(u)
 
 
 @AUGMENTATIONS.register("vertical-flip", kind="geometry")

@@ -61,8 +61,8 @@ class Crop(Augmentation):
         """The box (x0, y0, x1, y1) in pixels of an image of this height and width, for numbers u (draws,)."""
         raise NotImplementedError
 
-    def at_least(self, u: Floats, size: tuple[int, int]) -> int:
-        """The image's shorter side below which its crop would lose detail in a view of this size."""
+    def enough(self, u: Floats, height: int, width: int, size: tuple[int, int]) -> bool:
+        """Whether an image reduced to this height and width has a crop that loses no detail in the view."""
         raise NotImplementedError
 
 
@@ -161,16 +161,11 @@ class RandomResizedCrop(Crop):
         y0 = min(int(float(u[3]) * (height - rows + 1)), height - rows)
         return float(x0), float(y0), float(x0 + columns), float(y0 + rows)
 
-    def shrink(self, u: Floats) -> float:
-        """The least that the box's shorter side can be, as a fraction of the image's shorter side."""
-        side, root = self._shape(u)
-        shorter = min(root, 1 / root)
-        # A box that had to be shrunk touches both edges of one axis; its other side is then 1 / aspect of
-        # that.
-        return min(side * shorter, shorter * shorter)
-
-    def at_least(self, u: Floats, size: tuple[int, int]) -> int:
-        return max(1, math.ceil(max(size) / self.shrink(u)))
+    def enough(self, u: Floats, height: int, width: int, size: tuple[int, int]) -> bool:
+        if height < size[0] or width < size[1]:
+            return False
+        x0, y0, x1, y1 = self.box(u, height, width, size)
+        return y1 - y0 >= size[0] and x1 - x0 >= size[1]
 
 
 @AUGMENTATIONS.register("pad-crop", kind="geometry")

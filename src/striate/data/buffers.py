@@ -16,7 +16,8 @@ KEPT = 4
 class Buffers:
     """Flat float32 tensors on the CPU; one is handed out again once no tensor shares its memory any more."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: int = KEPT) -> None:
+        self._kept = kept
         self._arrays: list[NDArray[Any]] = []
 
     def take(self, count: int) -> Tensor:
@@ -28,6 +29,6 @@ class Buffers:
             if sys.getrefcount(array) == 3:
                 return torch.from_numpy(array)[:count]
         array = torch.empty(count, dtype=torch.float32).numpy()
-        if len(self._arrays) < KEPT:
+        if len(self._arrays) < self._kept:
             self._arrays.append(array)
         return torch.from_numpy(array)

@@ -143,8 +143,11 @@ class Loader:
             for span, found in zip(self._spans(epoch, start), source, strict=False):
                 if not len(found.numbers):
                     continue
-                # A copy at the same time: the loader's own array is used again.
-                images = self.preprocess.normalise(found.views, self._buffers.take(found.views.size))
+                images = found.images
+                if images is None:
+                    assert found.views is not None
+                    # A copy at the same time: the loader's own array is used again.
+                    images = self.preprocess.normalise(found.views, self._buffers.take(found.views.size))
                 if found.masks is not None:
                     targets = torch.from_numpy(found.masks.astype(np.int64))
                 else:

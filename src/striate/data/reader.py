@@ -13,7 +13,6 @@ from striate.core.errors import BadImage, StriateError
 from striate.data.augment import Pipeline
 from striate.data.preprocess import Preprocess
 from striate.data.samples import Split
-from striate.images import geometry
 
 Bytes = NDArray[np.uint8]
 Integers = NDArray[np.int64]
@@ -82,32 +81,29 @@ class Reader:
             )
 
     def sample(
-        self, number: int, u: NDArray[np.float64], frame: NDArray[np.float64] | None = None
+        self,
+        number: int,
+        u: NDArray[np.float64],
+        frame: NDArray[np.float64] | None = None,
+        out: Bytes | None = None,
     ) -> tuple[Bytes, NDArray[np.int32] | None]:
-        """View and mask (None without masks) of one sample; raises BadImage."""
+        """View and mask (None without masks) of one sample; raises BadImage.
+
+        out: memory of the view, which may be used for it.
+        """
         preprocess, pipeline = self.preprocess, self.pipeline
-        size = preprocess.size
-        sliced = (
-            self.train and pipeline.crops and not self.has_masks and preprocess.interpolation == "bilinear"
-        )
-        mirrored = None if size is None or not sliced else _mirrored(frame, size[1])
-        rows = None
-        if size is not None and mirrored is not None and self._sound[number]:
+        size, rows = preprocess.size, None
+        sliced = self._sound[number] and pipeline.crops and preprocess.interpolation == "bilinear"
+        if sliced and size is not None and pipeline.mirrored(u, size, frame) is not None:
             rows = partial(self._rows, u, size)
         image = self.split.image(
             number, at_least=pipeline.at_least(u, preprocess), channels=preprocess.channels, rows=rows
         )
         self._sound[number] = True
-        height, width = image.shape[:2]
-        if size is not None and mirrored is not None:
-            box = pipeline.slice_of(u, height, width, size)
-            if box is not None:
-                view = geometry.slice_view(image, box, size, mirrored)
-                return pipeline.change_colour(view, u, preprocess), None
-        view = pipeline.view(image, u, preprocess, frame)
+        view = pipeline.view(image, u, preprocess, frame, out)
         if not self.has_masks:
             return view, None
-        mask = pipeline.mask_view(self.split.mask(number), u, preprocess, (height, width), frame)
+        mask = pipeline.mask_view(self.split.mask(number), u, preprocess, image.shape[:2], frame)
         return view, mask
 
     def _rows(self, u: NDArray[np.float64], size: tuple[int, int], height: int, width: int) -> int:
@@ -130,28 +126,26 @@ class Reader:
         part = Part(np.full(len(u), LEFT_OUT, dtype=np.int64))
         for i in range(len(u)):
             view = mask = None
+            out = None if views is None else views[i]
             for number in self.candidates(epoch, position + i):
                 try:
-                    view, mask = self.sample(number, u[i], None if frames is None else frames[i])
+                    view, mask = self.sample(
+                        number,
+                        u[i],
+                        None if frames is None else frames[i],
+                        out,
+                    )
                 except BadImage as error:
                     part.bad[number] = self.bad[number] = str(error)
                     continue
                 part.numbers[i] = number
                 break
-            if views is None:
+            if out is None:
                 part.views.append(view)
                 part.masks.append(mask)
             elif view is not None:
-                views[i] = view
+                if view is not out:
+                    out[...] = view
                 if masks is not None and mask is not None:
                     masks[i] = mask
         return part
-
-
-def _mirrored(frame: NDArray[np.float64] | None, width: int) -> bool | None:
-    """Whether a map of a view of this width onto itself mirrors it; None if it does anything else."""
-    if frame is None:
-        return False
-    if np.array_equal(frame, np.eye(3)):
-        return False
-    return True if np.array_equal(frame, [[-1, 0, width], [0, 1, 0], [0, 0, 1]]) else None

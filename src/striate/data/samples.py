@@ -21,7 +21,7 @@ from striate.data.classes import match_class, renumber
 from striate.data.pools import ArrayPool, Integers, Pool
 from striate.images.colour import to_uint8
 from striate.images.decode import decode, decode_index, header
-from striate.images.jpeg import Rows
+from striate.images.jpeg import Enough, Rows
 
 KINDS = ("classification", "multi-label", "segmentation")
 HEADER_SAMPLE = 64
@@ -96,7 +96,12 @@ class Split:
         return self.pool.read(int(self.rows[index]))
 
     def image(
-        self, index: int, *, at_least: int | None = None, channels: int = 3, rows: Rows | None = None
+        self,
+        index: int,
+        *,
+        at_least: int | Enough | None = None,
+        channels: int = 3,
+        rows: Rows | None = None,
     ) -> NDArray[np.uint8]:
         """Image `index` as (H, W, channels) uint8; `at_least` and `rows` as in `images.decode.decode`.
 

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from striate.core.errors import StriateError
+from striate.data.buffers import Buffers
 from striate.data.reader import LEFT_OUT, Bytes, Integers, Part, Reader
 
 T = TypeVar("T")
@@ -34,11 +37,23 @@ class Span:
 
 @dataclass(frozen=True)
 class Gathered:
-    """A batch as uint8 views (N, h, w, C), masks (N, h, w) or None, and sample numbers (N,)."""
+    """A batch: masks (N, h, w) or None, sample numbers (N,), and one of two forms of the images.
 
-    views: Bytes
+    views: uint8 (N, h, w, C); images: normalised already, (N, C, h, w) float32, channels_last.
+    """
+
+    views: Bytes | None
     masks: NDArray[np.int32] | None
     numbers: Integers
+    images: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Room for a batch of N: its images as N * h * w * C values, and its masks (N, h, w), if it has any."""
+
+    images: Tensor
+    masks: NDArray[np.int32] | None
 
 
 def ordered(
@@ -147,13 +162,18 @@ def _read_installed(epoch: int, position: int, u: NDArray[np.float64]) -> Part:
 
 
 class Stream:
-    """Batches decoded as they are needed, `prefetch` of them ahead."""
+    """Batches decoded as they are needed, `prefetch` of them ahead.
+
+    Where the size of the views is known and each value is normalised for itself, the threads do that too,
+    a few views at a time: a third thread that works through whole batches would hold them up.
+    """
 
     def __init__(self, reader: Reader, workers: int, prefetch: int, processes: bool = False) -> None:
         self.reader, self.prefetch = reader, prefetch
         self.processes = processes and workers > 0
         self.workers = Workers(workers, reader if self.processes else None)
-        self._spare: deque[Bytes] = deque(maxlen=prefetch + 2)
+        # Those under way and ahead; the one in use, the one before it, and two that a consumer may keep.
+        self._buffers = Buffers(prefetch + 5)
 
     def close(self) -> None:
         """End the processes, if there are any."""
@@ -161,8 +181,6 @@ class Stream:
 
     def batches(self, spans: Iterator[Span]) -> Generator[Gathered, None, None]:
         """One batch for each span, in order.
-
-        A batch's views are overwritten once the next one is asked for.
 
         Raises:
             StriateError: no image can be read, or views of different sizes without a size to bring them to.
@@ -173,10 +191,8 @@ class Stream:
                 for part in found:
                     self.reader.bad.update(part.bad)
                 yield self._gather(slot, found)
-                if slot is not None:
-                    self._spare.append(slot[0])
 
-    def _start(self, span: Span) -> Callable[[], tuple[Any, list[Callable[[], Part]]]]:
+    def _start(self, span: Span) -> Callable[[], tuple[Slot | None, list[Callable[[], Part]]]]:
         reader, count = self.reader, span.end - span.begin
         u = reader.draw(span.epoch, reader.order(span.epoch)[span.begin : span.end], span.begin)
         slot = None if self.processes else self._slot(count)
@@ -189,33 +205,48 @@ class Stream:
             elif slot is None:
                 parts.append(self.workers.call(reader.read, *args))
             else:
-                views, masks = slot
+                each = slot.images.numel() // count
+                masks = None if slot.masks is None else slot.masks[low:high]
                 parts.append(
-                    self.workers.call(
-                        reader.read, *args, views[low:high], None if masks is None else masks[low:high]
-                    )
+                    self.workers.call(self._fill, *args, slot.images[low * each : high * each], masks)
                 )
         return lambda: (slot, parts)
 
-    def _slot(self, count: int) -> tuple[Bytes, NDArray[np.int32] | None] | None:
-        """Room for a batch; None when the size of the views is not known beforehand."""
+    def _slot(self, count: int) -> Slot | None:
+        """Room for a batch; None when the size of the views is not known, or the caller is to normalise."""
         preprocess = self.reader.preprocess
-        if preprocess.size is None:
+        if preprocess.size is None or not preprocess.plain:
             return None
-        shape = (count, *preprocess.size, preprocess.channels)
-        # Memory that was touched before is written faster than fresh pages.
-        spare = self._spare.popleft() if self._spare else None
-        views = spare if spare is not None and spare.shape == shape else np.empty(shape, dtype=np.uint8)
-        return views, np.empty(shape[:3], dtype=np.int32) if self.reader.has_masks else None
+        height, width = preprocess.size
+        images = self._buffers.take(count * height * width * preprocess.channels)
+        masks = np.empty((count, height, width), dtype=np.int32) if self.reader.has_masks else None
+        return Slot(images, masks)
 
-    def _gather(self, slot: tuple[Bytes, NDArray[np.int32] | None] | None, parts: list[Part]) -> Gathered:
+    def _fill(
+        self,
+        epoch: int,
+        position: int,
+        u: NDArray[np.float64],
+        images: Tensor,
+        masks: NDArray[np.int32] | None,
+    ) -> Part:
+        """Read samples and normalise them into their places."""
+        preprocess = self.reader.preprocess
+        assert preprocess.size is not None
+        views = np.empty((len(u), *preprocess.size, preprocess.channels), dtype=np.uint8)
+        part = self.reader.read(epoch, position, u, views, masks)
+        preprocess.normalise(views, images)
+        return part
+
+    def _gather(self, slot: Slot | None, parts: list[Part]) -> Gathered:
         numbers = np.concatenate([part.numbers for part in parts])
         kept = numbers != LEFT_OUT
         if slot is not None:
-            views, masks = slot
-            if kept.all():
-                return Gathered(views, masks, numbers)
-            return Gathered(views[kept], None if masks is None else masks[kept], numbers[kept])
+            preprocess, masks = self.reader.preprocess, slot.masks
+            images = slot.images.view(len(numbers), *preprocess.view_size(0, 0), preprocess.channels)
+            if not kept.all():
+                images, masks = images[torch.from_numpy(kept)], None if masks is None else masks[kept]
+            return Gathered(None, masks, numbers[kept], images.permute(0, 3, 1, 2))
         shown = [view for part in parts for view in part.views if view is not None]
         covers = [mask for part in parts for mask in part.masks if mask is not None]
         return Gathered(stacked(shown), stacked(covers) if covers else None, numbers[kept])

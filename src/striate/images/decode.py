@@ -15,7 +15,7 @@ from PIL import Image
 from striate.core.errors import BadImage, StriateError
 from striate.images.colour import to_uint8
 from striate.images.containers import Declared, Malformed, declared
-from striate.images.jpeg import Rows, decode_jpeg, reduction
+from striate.images.jpeg import Enough, Rows, decode_jpeg, reduction
 from striate.images.pnm import decode_pnm
 from striate.images.rasters import STRIP, hush, open_picture, to_array
 
@@ -58,7 +58,7 @@ def header(source: Source, limits: Limits = DEFAULT_LIMITS) -> Header:
         BadImage: no readable image file, or beyond the limits.
     """
     data, name = _read(source, limits)
-    info = _declared(data, name, limits, 3, 1)
+    info, _ = _declared(data, name, limits, 3, 1)
     shown = (info.height, info.width) if info.orientation >= 5 else (info.width, info.height)
     return Header(info.format, *shown, info.channels, info.orientation)
 
@@ -66,7 +66,7 @@ def header(source: Source, limits: Limits = DEFAULT_LIMITS) -> Header:
 def decode(
     source: Source,
     *,
-    at_least: int | None = None,
+    at_least: int | Enough | None = None,
     channels: int = 3,
     limits: Limits = DEFAULT_LIMITS,
     rows: Rows | None = None,
@@ -76,21 +76,22 @@ def decode(
     The kind of file is known by its content: JPEG, PNG, GIF (first frame), WebP, BMP, TIFF (first page),
     PNM. Transparency is laid on white; 16-bit grey is divided by 257 and rounded, 16-bit colour keeps its
     high byte. With `at_least`, a JPEG may come back at 1/2, 1/4 or 1/8 of its size as long as its shorter
-    side keeps that many pixels. `channels` is 3 (RGB) or 1 (grey, ITU-R 601 luma).
+    side keeps that many pixels, or its height and width are enough. `rows`: how many upper rows are looked
+    at; those below may hold anything. `channels` is 3 (RGB) or 1 (grey, ITU-R 601 luma).
 
     Raises:
         BadImage: missing, truncated, not an image of these formats, or beyond the limits.
     """
     _check_channels(channels)
     data, name = _read(source, limits)
-    info = _declared(data, name, limits, channels, at_least)
+    info, n = _declared(data, name, limits, channels, at_least)
     try:
         if info.format == "JPEG" and not info.cmyk:
-            pixels = decode_jpeg(data, info, reduction(info, at_least), channels, rows)
+            pixels = decode_jpeg(data, info, n, channels, rows)
         elif info.format == "PPM":
             pixels = to_uint8(decode_pnm(data, info), channels)
         else:
-            pixels = to_array(open_picture(data, info, reduction(info, at_least)), channels)
+            pixels = to_array(open_picture(data, info, n), channels)
     except Exception as error:  # decoders raise anything on hostile input: struct, zlib, Syntax, MemoryError
         raise _refused(name, info, error) from error
     return _own(_orient(pixels, info.orientation))
@@ -105,7 +106,7 @@ def decode_index(source: Source, limits: Limits = DEFAULT_LIMITS) -> npt.NDArray
         BadImage: as `decode`; or a mask in colours or in a lossy format, which holds no class numbers.
     """
     data, name = _read(source, limits)
-    info = _declared(data, name, limits, 3, None)
+    info, _ = _declared(data, name, limits, 3, None)
     if info.format in ("JPEG", "WEBP"):
         raise BadImage(
             f"{name} is a {info.format} and holds no exact class numbers",
@@ -206,8 +207,10 @@ def _read(source: Source, limits: Limits) -> tuple[bytes, str]:
     raise BadImage(f"{name} has {status.st_size:,} bytes", allowed=f"at most {limits.max_bytes:,} bytes")
 
 
-def _declared(data: bytes, name: str, limits: Limits, channels: int, at_least: int | None) -> Declared:
-    """What the file declares, once it is within the limits."""
+def _declared(
+    data: bytes, name: str, limits: Limits, channels: int, at_least: int | Enough | None
+) -> tuple[Declared, int]:
+    """What the file declares, once it is within the limits, and by how much it is reduced."""
     if not data:
         raise BadImage(f"{name} is empty", hint="replace the file or remove it from the data")
     try:
@@ -221,7 +224,8 @@ def _declared(data: bytes, name: str, limits: Limits, channels: int, at_least: i
     if pixels > limits.max_pixels:
         raise BadImage(size, allowed=f"at most {limits.max_pixels:,} pixels", hint="scale it down first")
     # A turned picture is copied once more, after the decoder's memory is free again.
-    answer = pixels * channels if at_least is None else pixels * channels // reduction(info, at_least) ** 2
+    n = reduction(info, at_least)
+    answer = pixels * channels // n**2
     strip = 16 * min(pixels, STRIP) if info.format != "JPEG" or info.cmyk else 0
     memory = len(data) + answer + max(info.working + strip, answer if info.orientation > 1 else 0)
     if memory > limits.max_memory:
@@ -230,7 +234,7 @@ def _declared(data: bytes, name: str, limits: Limits, channels: int, at_least: i
             allowed=f"at most {limits.max_memory:,}",
             hint="scale it down, or save it as an 8-bit PNG or plain JPEG",
         )
-    return info
+    return info, n
 
 
 _HINT = "replace the file or remove it from the data"

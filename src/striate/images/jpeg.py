@@ -16,6 +16,8 @@ from striate.images.containers import Declared
 Bytes = npt.NDArray[np.uint8]
 Rows = Callable[[int, int], int]
 """For a picture of some height and width: how many of its upper rows are looked at."""
+Enough = Callable[[int, int], bool]
+"""Whether a picture reduced to some height and width still holds all that is looked at."""
 
 # libjpeg's complaints that leave the picture whole, if the file also has its end mark.
 _HARMLESS = re.compile(
@@ -23,12 +25,19 @@ _HARMLESS = re.compile(
 )
 
 
-def reduction(info: Declared, at_least: int | None) -> int:
-    """The largest of 1, 2, 4, 8 by which a JPEG can shrink with its shorter side still `at_least`."""
+def reduction(info: Declared, at_least: int | Enough | None) -> int:
+    """The largest of 1, 2, 4, 8 by which a JPEG can shrink with its shorter side still `at_least`.
+
+    Or by which it is still enough, as shown upright. Other fractions are decoded more slowly than the whole.
+    """
     if at_least is None or info.format != "JPEG":
         return 1
-    shorter = min(info.width, info.height)
-    return next((n for n in (8, 4, 2) if -(-shorter // n) >= at_least), 1)
+    sides = (info.width, info.height) if info.orientation >= 5 else (info.height, info.width)
+    for n in (8, 4, 2):
+        height, width = -(-sides[0] // n), -(-sides[1] // n)
+        if at_least(height, width) if callable(at_least) else min(height, width) >= at_least:
+            return n
+    return 1
 
 
 def decode_jpeg(data: bytes, info: Declared, n: int, channels: int, rows: Rows | None = None) -> Bytes:
