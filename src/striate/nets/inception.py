@@ -272,27 +272,29 @@ def v4_stem(b: Builder, small: bool) -> None:
     family="inception",
     size=299,
     small=True,
-    quick={"width": 0.0625},
+    quick={"width": 0.0625, "blocks": 1},
     keys={"timm": v4_from_timm},
 )
 def inception_v4(
-    classes: int = 1000, in_channels: int = 3, *, size: Size = 299, dropout: float = 0.2, width: float = 1.0
-) -> Net:
+    classes: int = 1000, in_channels: int = 3, *, size: Size = 299, dropout: float = 0.2,
+    width: float = 1.0, blocks: int = 7,
+) -> Net:  # fmt: skip
     """Inception-v4: a branching stem, 4 Inception-A, 7 -B, 3 -C and two reductions; 42.7 M parameters.
 
-    `width` multiplies all numbers of maps. For pictures of at most 64 pixels the stem keeps their size and
-    everything is padded.
+    `width` multiplies all numbers of maps; there are at most `blocks` modules of a kind. For pictures of at
+    most 64 pixels the stem keeps their size and everything is padded.
 
     Raises:
-        StriateError: a dropout rate outside of 0 to 0.99, or a width outside of 0.01 to 4.
+        StriateError: a dropout rate outside of 0 to 0.99, a width outside of 0.01 to 4, or no block.
     """
     check_range("dropout", dropout, 0, 0.99)
     check_range("width", width, 0.01, 4)
+    check_range("blocks", blocks, 1, 7)
     small = is_small(size)
     b = Builder(in_channels, times=width, eps=EPS, padded=small, count_padding=False)
     v4_stem(b, small)
     for letter, count, branches in GROUPS:
-        for number in range(1, count + 1):
+        for number in range(1, min(count, blocks) + 1):
             b.mix(f"inception_{letter}{number}", *branches)
         if letter != "c":
             b.mix(f"reduction_{letter}", *(REDUCTION_A if letter == "a" else REDUCTION_B))

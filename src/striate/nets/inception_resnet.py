@@ -70,23 +70,26 @@ def from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     family="inception",
     size=299,
     small=True,
-    quick={"width": 0.0625},
+    quick={"width": 0.0625, "blocks": 2},
     keys={"timm": from_timm},
 )
 def inception_resnet_v2(
-    classes: int = 1000, in_channels: int = 3, *, size: Size = 299, dropout: float = 0.2, width: float = 1.0
-) -> Net:
+    classes: int = 1000, in_channels: int = 3, *, size: Size = 299, dropout: float = 0.2,
+    width: float = 1.0, blocks: int = 20,
+) -> Net:  # fmt: skip
     """Inception-ResNet-v2: 10, 20 and 10 scaled residual blocks of branches; 55.8 M parameters.
 
     The form that the authors released: twice the blocks of figure 15, the stem of Inception-v3 and one
     Inception module without a shortcut in front. The last block is linear. `width` multiplies all numbers
-    of maps. For pictures of at most 64 pixels the stem keeps their size and everything is padded.
+    of maps; there are at most `blocks` blocks of a kind. For pictures of at most 64 pixels the stem keeps
+    their size and everything is padded.
 
     Raises:
-        StriateError: a dropout rate outside of 0 to 0.99, or a width outside of 0.01 to 4.
+        StriateError: a dropout rate outside of 0 to 0.99, a width outside of 0.01 to 4, or no block.
     """
     check_range("dropout", dropout, 0, 0.99)
     check_range("width", width, 0.01, 4)
+    check_range("blocks", blocks, 1, 20)
     small = is_small(size)
     b = Builder(in_channels, times=width, eps=EPS, padded=small, count_padding=False)
     b.conv(Conv(32, 3, 1 if small else 2, "stem_conv1"))
@@ -100,6 +103,7 @@ def inception_resnet_v2(
         b.pool(Pool("max", 2, "stem_pool2"))
     b.mix("stem_mixed", *FIRST)
     for letter, (count, scale, branches) in BLOCKS.items():
+        count = min(count, blocks)
         for number in range(1, count + 1):
             last = letter == "c" and number == count
             # The block without a ReLU is not scaled either.

@@ -16,6 +16,7 @@ DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 
 # More blocks than this in one group, and the authors number them: res4a, res4b1, res4b2 ...
 LETTERS = 6
 QUICK = {"width": 8}
+DEEP = {"width": 8, "blocks": 4}
 
 
 class Projection(nn.Module):
@@ -129,9 +130,11 @@ def _resnet(
     zero_init: bool,
     width: int,
     drop_path: float,
+    blocks: int = 36,
 ) -> Net:
     check_range("width", width, 1, 1024)
-    depths = DEPTHS[layers]
+    check_range("blocks", blocks, 1, 36)
+    depths = [min(depth, blocks) for depth in DEPTHS[layers]]
     stages = _stem(in_channels, width, is_small(size))
     channels = width
     for group, depth in enumerate(depths, start=2):
@@ -258,22 +261,28 @@ def resnet50(
     return _resnet(50, Bottleneck, classes, in_channels, size, zero_init, width, drop_path)
 
 
-@NETS.register(paper=PAPER, family="resnet", size=224, small=True, quick=QUICK, keys=KEYS)
+@NETS.register(paper=PAPER, family="resnet", size=224, small=True, quick=DEEP, keys=KEYS)
 def resnet101(
     classes: int = 1000, in_channels: int = 3, *, size: Size = 224, zero_init: bool = False, width: int = 64,
-    drop_path: float = 0.0,
+    drop_path: float = 0.0, blocks: int = 23,
 ) -> Net:  # fmt: skip
-    """ResNet-101: 3, 4, 23, 3 bottleneck blocks; 44.5 M parameters. Options as of `resnet18`."""
-    return _resnet(101, Bottleneck, classes, in_channels, size, zero_init, width, drop_path)
+    """ResNet-101: 3, 4, 23, 3 bottleneck blocks; 44.5 M parameters. Options as of `resnet18`.
+
+    A group has at most `blocks` blocks.
+    """
+    return _resnet(101, Bottleneck, classes, in_channels, size, zero_init, width, drop_path, blocks)
 
 
-@NETS.register(paper=PAPER, family="resnet", size=224, small=True, quick=QUICK, keys=KEYS)
+@NETS.register(paper=PAPER, family="resnet", size=224, small=True, quick=DEEP, keys=KEYS)
 def resnet152(
     classes: int = 1000, in_channels: int = 3, *, size: Size = 224, zero_init: bool = False, width: int = 64,
-    drop_path: float = 0.0,
+    drop_path: float = 0.0, blocks: int = 36,
 ) -> Net:  # fmt: skip
-    """ResNet-152: 3, 8, 36, 3 bottleneck blocks; 60.2 M parameters. Options as of `resnet18`."""
-    return _resnet(152, Bottleneck, classes, in_channels, size, zero_init, width, drop_path)
+    """ResNet-152: 3, 8, 36, 3 bottleneck blocks; 60.2 M parameters. Options as of `resnet18`.
+
+    A group has at most `blocks` blocks.
+    """
+    return _resnet(152, Bottleneck, classes, in_channels, size, zero_init, width, drop_path, blocks)
 
 
 @NETS.register(paper=f"{PAPER} and section 3.3", family="resnet", size=224, small=True, quick=QUICK)

@@ -59,7 +59,7 @@ class LinearDifference:
         where = [(place, touched[:, place].nonzero()[:, 0]) for place in range(self.places)]
         signals = [(place, chosen, flat[chosen, :, place]) for place, chosen in where if len(chosen)]
         rows = max(1, TURNED_BYTES // (self.weight.shape[1] * self.weight.element_size()))
-        for some, out in zip(self.weight.split(rows), outputs.split(rows, 1), strict=True):
+        for some, out in zip(torch.split(self.weight, rows), torch.split(outputs, rows, 1), strict=True):
             # The weights of a position lie far apart; turning a matrix over brings them together.
             turned = some.reshape(-1, self.places).t().contiguous().view(self.places, -1, channels)
             for place, chosen, signal in signals:
