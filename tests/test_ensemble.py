@@ -180,7 +180,7 @@ def test_the_inside_of_an_ensemble_is_refused() -> None:
 
 
 def test_models_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(StriateError, match="an ensemble of 1 models; allowed: 2 to 64"):
+    with pytest.raises(StriateError, match="an ensemble of 1 model; allowed: 2 to 64"):
         Ensemble([linear(0)])
     with pytest.raises(StriateError, match="different classes, such as 'cat'"):
         Ensemble([linear(0), linear(1, 8, ("dark", "bright", "cat"))])

@@ -170,12 +170,17 @@ def test_equal_images_count_once(batch: int) -> None:
 
 def test_kernels_for_both_memory_orders_agree() -> None:
     maps = torch.randn(3, 5, 6, 7)
+    # Equal values everywhere, and two equal maxima: the first place in reading order counts.
     maps[0, 0] = -5
-    expected = maps.flatten(2).max(2).values
+    maps[2, 1, 1, 3] = maps[2, 1, 4, 0] = 9
+    flat = maps.flatten(2).numpy()
     for order in (torch.contiguous_format, torch.channels_last):
-        torch.testing.assert_close(strongest(maps.contiguous(memory_format=order)), expected)
+        values, places = strongest(maps.contiguous(memory_format=order))
+        np.testing.assert_array_equal(values, flat.max(2))
+        np.testing.assert_array_equal(places, flat.argmax(2))
+        assert places[2, 1] == 10
     maps[1, 1, 2, 2] = torch.nan
-    assert torch.isnan(strongest(maps.contiguous(memory_format=torch.channels_last))[1, 1])
+    assert torch.isnan(strongest(maps.contiguous(memory_format=torch.channels_last))[0][1, 1])
 
 
 def test_memory_holds_the_top_only() -> None:

@@ -94,12 +94,12 @@ class Inside:
 
 
 def blocks(net: nn.Module, size: Size | None = None) -> tuple[tuple[Block, ...], Cost]:
-    """The blocks of a net for pictures of `size` (its own if None), the picture first; and its cost.
+    """The blocks of a net for pictures of `size` (its own if None), the picture first; and its cost to predict.
 
     Raises:
         StriateError: the net cannot take such a picture.
     """
-    table = cost(net, size)
+    table = cost(net, size, training=False)
     try:
         found = steps(net, size)
     except StriateError:

@@ -14,26 +14,31 @@ from striate.core.errors import StriateError
 from striate.visualize.method import must_be_numbers
 
 EMPTY = -torch.inf
-# Values of the maps that are looked through at once for the place of their maximum.
-MOST_VALUES = 4_000_000
+# Images whose responses are ranked and added together: many small operations cost as much for a few.
+TOGETHER = 512
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of one batch: sample numbers and pixel digests (N,), those to leave out, those sampled.
-
-    repeats: images whose pixels an earlier image of the batch has too; sampled: images whose positions are
-    counted.
-    """
+    """What is known of one batch: sample numbers and pixel digests (N,), and whose positions are counted."""
 
     index: Tensor
     digests: Tensor
-    repeats: Tensor
     sampled: Tensor
 
     def to(self, device: torch.device) -> Facts:
         """The same on a device."""
-        return Facts(*(part.to(device) for part in (self.index, self.digests, self.repeats, self.sampled)))
+        return Facts(*(part.to(device) for part in (self.index, self.digests, self.sampled)))
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Of some images the units' responses and flat places in the maps (N, C), numbers and digests (N,)."""
+
+    values: Tensor
+    places: Tensor
+    index: Tensor
+    digests: Tensor
 
 
 class Running:
@@ -50,6 +55,7 @@ class Running:
         self.shape: tuple[int, ...] = ()
         self.images = 0
         self.positions = 0
+        self._waiting: list[Responses] = []
 
     def see(self, output: object, facts: Facts) -> None:
         """Take in what the stage gives for one batch: maps (N, C, h, w) or values (N, C).
@@ -58,7 +64,8 @@ class Running:
             StriateError: it gives something else, another number of units than before, or no numbers.
         """
         maps = self._maps(output)
-        found = strongest(maps).float()
+        found, places = strongest(maps)
+        found = found.float()
         must_be_numbers(found, f"the activations of {self.stage!r}")
         if not self.shape:
             self._start(maps, found)
@@ -67,8 +74,20 @@ class Running:
                 f"stage {self.stage!r} gives {maps.shape[1]} units after {self.shape[0]} before",
                 hint="units are told apart by their number: name a stage with a fixed number of them",
             )
-        self._rank(maps, found, facts)
-        self._add(maps, found, facts)
+        self._count(maps, facts)
+        self._waiting.append(Responses(found, places, facts.index, facts.digests))
+        if sum(len(one.index) for one in self._waiting) >= TOGETHER:
+            self.settle()
+
+    def settle(self) -> None:
+        """Take in the responses that wait for others: before anything is read."""
+        if self._waiting:
+            columns = ("values", "places", "index", "digests")
+            some = Responses(*(torch.cat([getattr(one, c) for one in self._waiting]) for c in columns))
+            self._waiting = []
+            with torch.inference_mode():
+                self._rank(some)
+                self._add(some.values)
 
     def _maps(self, output: object) -> Tensor:
         if isinstance(output, Tensor) and output.ndim == 2 and output.is_floating_point():
@@ -100,19 +119,23 @@ class Running:
         self.middle = maps[0].mean((1, 2)).float()
         self.sums = torch.zeros((3, units), dtype=kind, device=device)
 
-    def _rank(self, maps: Tensor, found: Tensor, facts: Facts) -> None:
+    def _rank(self, some: Responses) -> None:
         """Put the images that are stronger than a unit's weakest kept one in their places."""
-        better = (found > self.values[:, -1]) & ~facts.repeats[:, None]
+        # Of images with the same pixels the first counts.
+        first = np.unique(some.digests.cpu().numpy(), return_index=True)[1]
+        fresh_pixels = torch.zeros(len(some.digests), dtype=torch.bool)
+        fresh_pixels[torch.from_numpy(first)] = True
+        better = (some.values > self.values[:, -1]) & fresh_pixels.to(some.values.device)[:, None]
         images, units = better.nonzero(as_tuple=True)
         if len(images) == 0:
             return
-        known = (self.digests[units] == facts.digests[images][:, None]) & (self.index[units] >= 0)
+        known = (self.digests[units] == some.digests[images][:, None]) & (self.index[units] >= 0)
         twins = known.any(1)
         better[images[twins], units[twins]] = False
         chosen = better.any(0).nonzero()[:, 0]
         if len(chosen) == 0:
             return
-        fresh = found.masked_fill(~better, EMPTY).T[chosen]
+        fresh = some.values.masked_fill(~better, EMPTY).T[chosen]
         # A stable sort of what is kept, then the batch in its order: of equals the earlier image wins.
         values, order = torch.cat([self.values[chosen], fresh], 1).sort(dim=1, descending=True, stable=True)
         values, order = values[:, : self.k], order[:, : self.k]
@@ -120,17 +143,18 @@ class Running:
         batch = order - self.k
         old = order.clamp(max=self.k - 1)
         inside = batch.clamp(min=0)
-        index = torch.where(new, facts.index[inside], self.index[chosen].gather(1, old))
-        digests = torch.where(new, facts.digests[inside], self.digests[chosen].gather(1, old))
+        index = torch.where(new, some.index[inside], self.index[chosen].gather(1, old))
+        digests = torch.where(new, some.digests[inside], self.digests[chosen].gather(1, old))
         places = self.places[chosen].gather(1, old[..., None].expand(-1, -1, 2))
         empty = values == EMPTY
         index[empty], places[empty] = -1, -1
         rows, slots = new.nonzero(as_tuple=True)
-        places[rows, slots] = where_strongest(maps, batch[rows, slots], chosen[rows])
+        flat, width = some.places[batch[rows, slots], chosen[rows]], self.shape[2]
+        places[rows, slots] = torch.stack([flat // width, flat % width], 1)
         self.values[chosen], self.index[chosen] = values, index
         self.places[chosen], self.digests[chosen] = places, digests
 
-    def _add(self, maps: Tensor, found: Tensor, facts: Facts) -> None:
+    def _add(self, found: Tensor) -> None:
         kind = self.total.dtype
         apart = found.to(kind) - self.origin
         above = found.clamp(min=0).to(kind)
@@ -142,13 +166,16 @@ class Running:
         self.rectified_square += (above * above).sum(0)
         if self.cross is not None:
             self.cross += apart.T @ apart
+
+    def _count(self, maps: Tensor, facts: Facts) -> None:
+        """Add the values at all positions, of the images that are sampled."""
         if not bool(facts.sampled.any()):
             return
         some = maps if bool(facts.sampled.all()) else maps[facts.sampled]
         apart = some.float() - self.middle[:, None, None]
         self.positions += len(some) * some.shape[2] * some.shape[3]
-        self.sums[0] += apart.sum((2, 3)).to(kind).sum(0)
-        self.sums[1] += apart.square_().sum((2, 3)).to(kind).sum(0)
+        self.sums[0] += apart.sum((2, 3)).to(self.sums.dtype).sum(0)
+        self.sums[1] += apart.square_().sum((2, 3)).to(self.sums.dtype).sum(0)
         self.sums[2] += (some > 0).sum((0, 2, 3))
 
     # --- what has been found ----------------------------------------------------------------------------
@@ -188,24 +215,12 @@ class Running:
         return found
 
 
-def strongest(maps: Tensor) -> Tensor:
-    """The largest value (N, C) of each map (N, C, h, w), by the kernel that is fast in its memory order."""
+def strongest(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest value of each map (N, C, h, w) and its first place in reading order, flat, each (N, C)."""
     height, width = maps.shape[2:]
-    if height * width == 1:
-        return maps[:, :, 0, 0]
-    if maps.is_contiguous():
-        return maps.amax((2, 3))
+    if maps.is_contiguous() or height * width == 1:
+        found = maps.flatten(2).max(2)
+        return found.values, found.indices
     # Reductions over the outer axes of channels_last memory are up to ten times as slow as pooling.
-    return F.max_pool2d(maps, (height, width))[:, :, 0, 0]
-
-
-def where_strongest(maps: Tensor, images: Tensor, units: Tensor) -> Tensor:
-    """Row and column (M, 2) of the first maximum of the maps (image, unit)."""
-    width = maps.shape[3]
-    at_once = max(1, MOST_VALUES // (maps.shape[2] * width))
-    parts = [
-        maps[some, which].flatten(1).argmax(1)
-        for some, which in zip(torch.split(images, at_once), torch.split(units, at_once), strict=True)
-    ]
-    flat = torch.cat(parts)
-    return torch.stack([flat // width, flat % width], 1)
+    values, places = F.max_pool2d(maps, (height, width), return_indices=True)
+    return values[:, :, 0, 0], places[:, :, 0, 0]

@@ -251,13 +251,10 @@ class Watch:
             int.from_bytes(hashlib.blake2b(one, digest_size=8).digest(), "little", signed=True)
             for one in pixels
         ]
-        first = {digest: place for place, digest in reversed(list(enumerate(digests)))}
-        repeats = [first[digest] != place for place, digest in enumerate(digests)]
         number = self.images + np.arange(len(digests))
         return Facts(
             torch.from_numpy(batch.index),
             torch.tensor(digests, dtype=torch.int64),
-            torch.tensor(repeats),
             torch.from_numpy(number % self._step == 0),
         )
 
@@ -265,6 +262,7 @@ class Watch:
         """What has been found so far."""
         stages = []
         for name, one in self.running.items():
+            one.settle()
             stages.append(
                 StageUnits(
                     name,
