@@ -94,7 +94,7 @@ class Inside:
 
 
 def blocks(net: nn.Module, size: Size | None = None) -> tuple[tuple[Block, ...], Cost]:
-    """The blocks of a net for pictures of `size` (its own if None), the picture first; and its cost to predict.
+    """The blocks of a net for pictures of `size` (its own if None), the picture first; and its cost.
 
     Raises:
         StriateError: the net cannot take such a picture.
