@@ -74,15 +74,7 @@ def compare(
         StriateError: as of `evaluate`; models of other classes, or of a task other than classification.
     """
     check_counts(batch, threads)
-    loaded = [model if isinstance(model, Model) else load(model) for model in models]
-    names = [model_name(model, given) for model, given in zip(loaded, models, strict=True)]
-    together = "+".join(names)
-    loaded, names = apart(loaded, names)
-    for model in loaded:
-        _fits(model, loaded[0])
-        if device is not None:
-            model.to(device)
-        set_engine(model, engine)
+    loaded, names, together = _ready(models, device, engine)
     rows, notes = _rows(loaded, protocols, trained_side)
     leaves = _checked(rows, loaded)
     opened, samples, told = images_to_test(data, loaded[0], split, opening)
@@ -115,6 +107,22 @@ def compare(
         batch=batch,
         notes=(*notes, *told, *dict.fromkeys(note for done in passes.values() for note in done.engines)),
     )
+
+
+def _ready(
+    models: Sequence[Model | str | os.PathLike[str]], device: str | None, engine: str | None
+) -> tuple[list[Model], list[str], str]:
+    """The models on their device, members of ensembles apart; what each is called, and all together."""
+    loaded = [model if isinstance(model, Model) else load(model) for model in models]
+    names = [model_name(model, given) for model, given in zip(loaded, models, strict=True)]
+    together = "+".join(names)
+    loaded, names = apart(loaded, names)
+    for model in loaded:
+        _fits(model, loaded[0])
+        if device is not None:
+            model.to(device)
+        set_engine(model, engine)
+    return loaded, names, together
 
 
 def apart(models: Sequence[Model], names: Sequence[str]) -> tuple[list[Model], list[str]]:
