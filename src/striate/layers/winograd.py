@@ -12,31 +12,26 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 # F(4, 3) of Lavin & Gray (arXiv:1509.09308, section 4.3): 4 outputs of a 3-tap filter from 6 inputs.
-_INPUT = ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0),
+_INPUT = ((4.0, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0),
           (0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0), (0, 4, 0, -5, 0, 1))  # fmt: skip
 _FILTER = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6),
            (1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))  # fmt: skip
-_OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
+_OUTPUT = ((1.0, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 
 # Tiles that are transformed together: enough for full matrix products, few enough for the caches.
 BLOCK = 256
 
 
-def _both_ways(rows: tuple[tuple[float, ...], ...]) -> Tensor:
-    """The matrix that applies a transform along the rows and the columns of a flattened tile."""
-    matrix = torch.tensor(rows, dtype=torch.float64)
-    return torch.kron(matrix, matrix)
-
-
-_TO_INPUT, _TO_FILTER, _TO_OUTPUT = (_both_ways(rows) for rows in (_INPUT, _FILTER, _OUTPUT))
-_INPUT32, _OUTPUT32 = _TO_INPUT.float(), _TO_OUTPUT.float()
+# The transforms of Lavin & Gray, section 4.3: B^T of the input, G of the filter, A^T of the output.
+_TO_INPUT, _TO_FILTER, _TO_OUTPUT = (torch.tensor(rows) for rows in (_INPUT, _FILTER, _OUTPUT))
+_FROM_OUTPUT = _TO_OUTPUT.T.contiguous()
 
 
 def filters(weight: Tensor) -> Tensor:
     """Filters (M, C, 3, 3) to their transforms (36, C, M): G g G^T of Lavin & Gray, equation 8."""
     maps, channels = weight.shape[:2]
-    taps = weight.permute(2, 3, 1, 0).reshape(9, channels * maps)
-    return (_TO_FILTER.to(weight) @ taps).view(36, channels, maps)
+    taps = weight.permute(2, 3, 1, 0).reshape(3, 3, channels * maps)
+    return _both_ways(_TO_FILTER.to(weight), taps).view(36, channels, maps)
 
 
 def turned(weight: Tensor) -> Tensor:
@@ -45,50 +40,64 @@ def turned(weight: Tensor) -> Tensor:
 
 
 def pays(shape: tuple[int, ...], maps: int, padding: tuple[int, int]) -> bool:
-    """Whether the tiles of maps (N, C, H, W) cost clearly less than the convolution itself.
+    """Whether tiles cost clearly less than the convolution of maps (N, C, H, W) itself.
 
-    Per tile a convolution has 144 products for each pair of maps. The tiles' 36 run at 0.8 of its rate and
-    need their filters from memory once a block, and both transforms touch each map: measured, not derived.
+    Measured, not derived: with the 144 products per tile and pair of maps of the convolution as 144, the
+    matrix products of a tile take 42, as much again for each 14 tiles that are missing, as the filters then
+    come from memory for few, and the transforms 4200 / C + 4200 / M.
     """
     count, channels, height, width = shape
     height, width = height + 2 * padding[0] - 2, width + 2 * padding[1] - 2
     if min(height, width) < 1:
         return False
     tiles = -(-height // 4) * -(-width // 4)
-    block = min(BLOCK, count * tiles)
-    cost = 45 * (1 + 30 / block) + 2200 * (1 / channels + 1 / maps)
+    cost = 42 * (1 + 14 / min(BLOCK, count * tiles)) + 4200 * (1 / channels + 1 / maps)
     return 1.1 * cost * tiles < 9 * height * width
 
 
-def _padded(x: Tensor, padding: tuple[int, int], out: tuple[int, int]) -> Tensor:
-    """Maps as (N, H, W, C), contiguous, padded to whole tiles."""
-    rows, columns = (-(-side // 4) * 4 + 2 for side in out)
-    top, left = padding
-    below, right = rows - x.shape[2] - top, columns - x.shape[3] - left
-    return F.pad(x.permute(0, 2, 3, 1), (0, 0, left, right, top, below)).contiguous()
+def _both_ways(matrix: Tensor, tiles: Tensor) -> Tensor:
+    """M t M^T of tiles (a, a, n), for a matrix (b, a): (b, b, n)."""
+    wide, deep = matrix.shape
+    columns = torch.bmm(matrix.expand(deep, wide, deep), tiles)
+    return (matrix @ columns.view(deep, -1)).view(wide, wide, -1)
 
 
-def _blocks(count: int, rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
-    """Images and rows of tiles of each block."""
-    if rows * columns <= BLOCK:
-        step = BLOCK // (rows * columns)
-        for first in range(0, count, step):
-            yield slice(first, min(count, first + step)), slice(0, rows)
-        return
-    step = max(1, BLOCK // columns)
-    for image in range(count):
-        for first in range(0, rows, step):
-            yield slice(image, image + 1), slice(first, min(rows, first + step))
+class _Plan:
+    """The tiles of maps (N, C, H, W), a block at a time: windows of `side` rows and columns, one every 4."""
 
+    def __init__(self, x: Tensor, side: int, padding: tuple[int, int], out: tuple[int, int]) -> None:
+        self.x, self.side, self.padding = x.permute(0, 2, 3, 1), side, padding
+        self.rows, self.columns = (-(-length // 4) for length in out)
+        self.images = max(1, min(x.shape[0], BLOCK // (self.rows * self.columns)))
+        self.high = self.rows if self.images > 1 else max(1, min(self.rows, BLOCK // self.columns))
+        # Maps lie inside zeros; the buffer holds the rows of one block, with a border that stays zero.
+        self.room = x.new_zeros(
+            self.images, 4 * self.high + side - 4, 4 * self.columns + side - 4, x.shape[1]
+        )
 
-def _tiles(x: Tensor, images: slice, rows: slice, columns: int, side: int) -> Tensor:
-    """The tiles (side^2, n * rows * columns, C) of padded maps, one every 4 rows and columns."""
-    n, high, channels = images.stop - images.start, rows.stop - rows.start, x.shape[3]
-    image, row, column, _ = x.stride()
-    start = x.storage_offset() + images.start * image + 4 * rows.start * row
-    strides = (row, column, image, 4 * row, 4 * column, 1)
-    found = x.as_strided((side, side, n, high, columns, channels), strides, start)
-    return found.reshape(side * side, n * high * columns * channels)
+    def blocks(self) -> list[tuple[slice, slice]]:
+        """Images and rows of tiles of each block."""
+        count = self.x.shape[0]
+        return [
+            (slice(image, min(count, image + self.images)), slice(row, min(self.rows, row + self.high)))
+            for image in range(0, count, self.images)
+            for row in range(0, self.rows, self.high)
+        ]
+
+    def tiles(self, images: slice, rows: slice) -> Tensor:
+        """The tiles (side, side, n * rows * columns * C) of a block."""
+        top, left = self.padding
+        first = 4 * rows.start - top
+        low, high = max(0, first), min(self.x.shape[1], 4 * rows.stop + self.side - 4 - top)
+        width = min(self.x.shape[2], self.room.shape[2] - left)
+        room = self.room[: images.stop - images.start]
+        room[:, : low - first].zero_()
+        room[:, low - first : high - first, left : left + width] = self.x[images, low:high, :width]
+        room[:, high - first :].zero_()
+        image, row, column, _ = room.stride()
+        shape = (self.side, self.side, len(room), rows.stop - rows.start, self.columns, room.shape[3])
+        found = room.as_strided(shape, (row, column, image, 4 * row, 4 * column, 1))
+        return found.reshape(self.side, self.side, -1)
 
 
 def convolve_tiles(
@@ -102,20 +111,21 @@ def convolve_tiles(
     count, channels = x.shape[:2]
     maps = transformed.shape[2]
     out = (x.shape[2] + 2 * padding[0] - 2, x.shape[3] + 2 * padding[1] - 2)
-    rows, columns = (-(-side // 4) for side in out)
-    source = _padded(x, padding, out)
-    found = x.new_empty(count, rows, 4, columns, 4, maps)
-    for images, high in _blocks(count, rows, columns):
-        tiles = _INPUT32 @ _tiles(source, images, high, columns, 6)
-        products = torch.bmm(tiles.view(36, -1, channels), transformed)
-        values = (_OUTPUT32 @ products.view(36, -1)).view(4, 4, images.stop - images.start, -1, columns, maps)
-        values, place = values.permute(2, 3, 0, 4, 1, 5), found[images, high]
+    plan = _Plan(x, 6, padding, out)
+    found = x.new_empty(count, 4 * plan.rows, 4 * plan.columns, maps)
+    places = found.view(count, plan.rows, 4, plan.columns, 4, maps)
+    for images, rows in plan.blocks():
+        tiles = _both_ways(_TO_INPUT, plan.tiles(images, rows)).view(36, -1, channels)
+        products = torch.bmm(tiles, transformed).view(6, 6, -1)
+        place = places[images, rows]
+        values = _both_ways(_TO_OUTPUT, products).view(4, 4, *place.shape[:2], plan.columns, maps)
+        values = values.permute(2, 3, 0, 4, 1, 5)
         if bias is None:
             place.copy_(values)
         else:
             torch.add(values, bias, out=place)
-    whole = found.view(count, rows * 4, columns * 4, maps)[:, : out[0], : out[1]]
-    return whole.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    whole = found[:, : out[0], : out[1]].permute(0, 3, 1, 2)
+    return whole.contiguous(memory_format=torch.channels_last)
 
 
 def filters_gradient(x: Tensor, slopes: Tensor, padding: tuple[int, int]) -> Tensor:
@@ -124,17 +134,15 @@ def filters_gradient(x: Tensor, slopes: Tensor, padding: tuple[int, int]) -> Ten
     Where V are the transformed inputs, the transformed filters have the gradient V^T (A dY A^T), summed over
     the tiles, and G^T leads it back.
     """
-    count, channels = x.shape[:2]
-    maps, out = slopes.shape[1], (slopes.shape[2], slopes.shape[3])
-    rows, columns = (-(-side // 4) for side in out)
-    source, signal = _padded(x, padding, out), _padded(slopes, (0, 0), out)
+    channels, maps = x.shape[1], slopes.shape[1]
+    out = (slopes.shape[2], slopes.shape[3])
+    plan, signal = _Plan(x, 6, padding, out), _Plan(slopes, 4, (0, 0), out)
     total = x.new_zeros(36, channels, maps)
-    back = _OUTPUT32.T.contiguous()
-    for images, high in _blocks(count, rows, columns):
-        tiles = (_INPUT32 @ _tiles(source, images, high, columns, 6)).view(36, -1, channels)
-        signals = (back @ _tiles(signal, images, high, columns, 4)).view(36, -1, maps)
+    for images, rows in plan.blocks():
+        tiles = _both_ways(_TO_INPUT, plan.tiles(images, rows)).view(36, -1, channels)
+        signals = _both_ways(_FROM_OUTPUT, signal.tiles(images, rows)).view(36, -1, maps)
         total.baddbmm_(tiles.transpose(1, 2), signals)
-    taps = _TO_FILTER.to(total).T @ total.view(36, -1)
+    taps = _both_ways(_TO_FILTER.T.contiguous(), total.view(6, 6, -1))
     return taps.view(3, 3, channels, maps).permute(3, 2, 0, 1).contiguous()
 
 
