@@ -21,7 +21,9 @@ def close(found: Tensor, wanted: Tensor) -> bool:
 
 
 @settings(max_examples=40, deadline=None)
-@given(SIDES, SIDES, st.integers(0, 2), st.integers(0, 2), st.integers(1, 3), st.booleans(), st.integers(0, 9))
+@given(
+    SIDES, SIDES, st.integers(0, 2), st.integers(0, 2), st.integers(1, 3), st.booleans(), st.integers(0, 9)
+)
 def test_any_size_and_padding_gives_the_convolution(
     height: int, width: int, top: int, left: int, count: int, bias: bool, seed: int
 ) -> None:

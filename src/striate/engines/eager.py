@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from striate.engines.source import Source
 class Eager(Engine):
     """PyTorch as it is, with batch norm folded into the layers before it, in the better memory layout."""
 
-    layouts = ("nchw", "channels-last")
+    layouts: ClassVar[tuple[str, ...]] = ("nchw", "channels-last")
     setup = 0.1
 
     def __init__(self, source: Source, images: Tensor, form: Form) -> None:

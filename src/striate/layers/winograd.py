@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +32,7 @@ def filters(weight: Tensor) -> Tensor:
     """Filters (M, C, 3, 3) to their transforms (36, C, M): G g G^T of Lavin & Gray, equation 8."""
     maps, channels = weight.shape[:2]
     taps = weight.permute(2, 3, 1, 0).reshape(3, 3, channels * maps)
-    return _both_ways(_TO_FILTER.to(weight), taps).view(36, channels, maps)
+    return _transformed(_TO_FILTER.to(weight), taps).view(36, channels, maps)
 
 
 def turned(weight: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ def pays(shape: tuple[int, ...], maps: int, padding: tuple[int, int]) -> bool:
     return 1.1 * cost * tiles < 9 * height * width
 
 
-def _both_ways(matrix: Tensor, tiles: Tensor) -> Tensor:
+def _transformed(matrix: Tensor, tiles: Tensor) -> Tensor:
     """M t M^T of tiles (a, a, n), for a matrix (b, a): (b, b, n)."""
     wide, deep = matrix.shape
     columns = torch.bmm(matrix.expand(deep, wide, deep), tiles)
@@ -115,10 +116,10 @@ def convolve_tiles(
     found = x.new_empty(count, 4 * plan.rows, 4 * plan.columns, maps)
     places = found.view(count, plan.rows, 4, plan.columns, 4, maps)
     for images, rows in plan.blocks():
-        tiles = _both_ways(_TO_INPUT, plan.tiles(images, rows)).view(36, -1, channels)
+        tiles = _transformed(_TO_INPUT, plan.tiles(images, rows)).view(36, -1, channels)
         products = torch.bmm(tiles, transformed).view(6, 6, -1)
         place = places[images, rows]
-        values = _both_ways(_TO_OUTPUT, products).view(4, 4, *place.shape[:2], plan.columns, maps)
+        values = _transformed(_TO_OUTPUT, products).view(4, 4, *place.shape[:2], plan.columns, maps)
         values = values.permute(2, 3, 0, 4, 1, 5)
         if bias is None:
             place.copy_(values)
@@ -139,10 +140,10 @@ def filters_gradient(x: Tensor, slopes: Tensor, padding: tuple[int, int]) -> Ten
     plan, signal = _Plan(x, 6, padding, out), _Plan(slopes, 4, (0, 0), out)
     total = x.new_zeros(36, channels, maps)
     for images, rows in plan.blocks():
-        tiles = _both_ways(_TO_INPUT, plan.tiles(images, rows)).view(36, -1, channels)
-        signals = _both_ways(_FROM_OUTPUT, signal.tiles(images, rows)).view(36, -1, maps)
+        tiles = _transformed(_TO_INPUT, plan.tiles(images, rows)).view(36, -1, channels)
+        signals = _transformed(_FROM_OUTPUT, signal.tiles(images, rows)).view(36, -1, maps)
         total.baddbmm_(tiles.transpose(1, 2), signals)
-    taps = _both_ways(_TO_FILTER.T.contiguous(), total.view(6, 6, -1))
+    taps = _transformed(_TO_FILTER.T.contiguous(), total.view(6, 6, -1))
     return taps.view(3, 3, channels, maps).permute(3, 2, 0, 1).contiguous()
 
 
@@ -210,18 +211,56 @@ class TiledForward:
         self.padding, self.filters = padding, Filters()
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.serves(x, weight):
-            outputs: Tensor = _Tiled.apply(x, weight, bias, self.padding, self.filters)
-            return outputs
-        return F.conv2d(x, weight, bias, 1, self.padding)
+        return self.padded(x, weight, bias, self.padding)
 
-    def serves(self, x: Tensor, weight: Tensor) -> bool:
-        """Whether this is for these tensors: plain float32 maps on the processor, large enough to pay."""
-        if type(x) is not Tensor or x.dim() != 4 or x.device.type != "cpu" or weight.device != x.device:
-            return False
-        if x.dtype != torch.float32 or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-            return False
-        return pays((*x.shape,), weight.shape[0], self.padding)
+    def padded(self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
+        """The convolution with another padding than the net's own."""
+        if serves(x, weight, padding):
+            outputs: Tensor = _Tiled.apply(x, weight, bias, padding, self.filters)  # type: ignore[no-untyped-call]
+            return outputs
+        return F.conv2d(x, weight, bias, 1, padding)
+
+
+def serves(x: Tensor, weight: Tensor, padding: tuple[int, int]) -> bool:
+    """Whether tiles are for these tensors: plain float32 maps on the processor, large enough to pay."""
+    if not isinstance(x, Tensor) or type(x) not in (Tensor, nn.Parameter) or x.dim() != 4:
+        return False
+    if x.device.type != "cpu" or weight.device != x.device or torch.is_autocast_enabled("cpu"):
+        return False
+    if x.dtype != torch.float32 or weight.dtype != torch.float32:
+        return False
+    return pays((*x.shape,), weight.shape[0], padding)
+
+
+def run(module: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution of maps that have their padding already; on tiles where the module's are."""
+    forward = module.__dict__.get("_conv_forward")
+    if isinstance(forward, TiledForward):
+        return forward.padded(x, module.weight, module.bias, (0, 0))
+    return F.conv2d(x, module.weight, module.bias, module.stride, 0, module.dilation, module.groups)
+
+
+def both_ways(
+    weight: Tensor, bias: Tensor | None, stride: tuple[int, int], dilation: tuple[int, int], groups: int
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """A convolution without padding and its transpose (without bias), by tiles where they pay.
+
+    The weight is not to change, and takes no gradient.
+    """
+
+    def ahead(x: Tensor) -> Tensor:
+        if plain and serves(x, weight, (0, 0)):
+            return convolve_tiles(x, kept.ahead(weight), bias, (0, 0))
+        return F.conv2d(x, weight, bias, stride, 0, dilation, groups)
+
+    def back(slopes: Tensor) -> Tensor:
+        if plain and serves(slopes, swapped, (2, 2)):
+            return convolve_tiles(slopes, kept.back(weight), None, (2, 2))
+        return F.conv_transpose2d(slopes, weight, None, stride, 0, 0, groups, dilation)
+
+    plain = weight.shape[2:] == (3, 3) and stride == dilation == (1, 1) and groups == 1
+    kept, swapped = Filters(), weight.transpose(0, 1)
+    return ahead, back
 
 
 def tileable(module: nn.Module) -> bool:
@@ -242,11 +281,12 @@ def tile(net: nn.Module) -> int:
 
 
 @contextmanager
-def tiled(net: nn.Module) -> Iterator[nn.Module]:
-    """In the block the 3 x 3 convolutions of a net run on tiles where that pays; answers agree to 1e-5."""
-    tile(net)
+def tiled(*nets: nn.Module) -> Iterator[None]:
+    """In the block the 3 x 3 convolutions of nets run on tiles where that pays; answers agree to 1e-5."""
+    for net in nets:
+        tile(net)
     try:
-        yield net
+        yield
     finally:
-        for module in net.modules():
+        for module in itertools.chain.from_iterable(net.modules() for net in nets):
             module.__dict__.pop("_conv_forward", None)

@@ -26,7 +26,7 @@ from striate.train.penalties import Penalty
 from striate.train.recipe import Recipe
 from striate.train.resizing import parse_steps, shrink, side_at
 from striate.train.schedules import SCHEDULES, Plan
-from striate.train.wrapping import wrapped
+from striate.train.wrapping import quick, wrapped
 
 if TYPE_CHECKING:
     from striate.data.loaders import Loader
@@ -164,10 +164,16 @@ def fit(
     Raises:
         StriateError: the loss is no longer a number; whatever the net, task or data raise.
     """
+    averages = [job.average.average] if job.average else []
+    with quick(job.recipe, job.net, *averages):
+        return _fit(job, listen, due, stop or Stop())
+
+
+def _fit(job: Job, listen: Listen, due: Callable[[float], bool], stop: Stop) -> bool:
     recipe, state, place, net, task = job.recipe, job.state, job.place, job.net, job.task
     memory = torch.channels_last if recipe.channels_last else torch.contiguous_format
     forward = wrapped(net, recipe, place)
-    stop, sizes = stop or Stop(), parse_steps(recipe.progressive)
+    sizes = parse_steps(recipe.progressive)
     # Some optimisers work out the loss of a step's batches several times.
     again = OPTIMIZERS.entry(recipe.optimizer).capabilities.get("again", False)
     held: list[tuple[tuple[Any, ...], Tensor]] = []

@@ -209,6 +209,9 @@ class Recipe:
         choices=("off", "auto", "bfloat16"),
     )
     channels_last: bool = setting(True, help="Keep tensors in NHWC memory order.")
+    winograd: bool = setting(
+        True, help="On the processor, 3 x 3 convolutions by Winograd's filtering where that is faster."
+    )
     recompute: int = setting(
         0, help="Gradient checkpointing: segments whose activations are worked out twice; 0: none.", minimum=0
     )

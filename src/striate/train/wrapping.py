@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from striate.core.errors import StriateError
+from striate.layers.winograd import tiled
 from striate.nets.net import Net, check_input
 from striate.train.devices import Place
 from striate.train.recipe import Recipe
@@ -33,6 +34,11 @@ def wrapped(net: nn.Module, recipe: Recipe, place: Place) -> nn.Module:
     if recipe.compiled:
         module = torch.compile(module)  # type: ignore[assignment]
     return place.parallel(module)
+
+
+def quick(recipe: Recipe, *nets: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """A block in which the nets' 3 x 3 convolutions run on tiles; the compiler has its own ways."""
+    return tiled(*nets) if recipe.winograd and not recipe.compiled else contextlib.nullcontext()
 
 
 def check_wrapping(net: nn.Module, recipe: Recipe) -> None:

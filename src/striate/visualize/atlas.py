@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from striate.core.errors import StriateError, unknown
 from striate.data.samples import Split
 from striate.images import draw
+from striate.layers.winograd import tiled
 from striate.nets.geometry import StageInfo
 from striate.nets.taps import leaves_as_found
 from striate.visualize.method import Pixels
@@ -120,8 +121,8 @@ def draw_stage(
     spots = artist.spots()
     # Pictures of different sizes do not fit into one batch.
     at_once = batch if model.preprocess.size is not None else 1
-    with leaves_as_found(model.net):
-        model.net.eval()
+    with leaves_as_found(model.net), tiled(model.net):
+        model.net.eval().requires_grad_(False)
         done = 0
         for part in in_batches(spots, at_once):
             artist.draw(part, rules)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from striate.layers import winograd
 from striate.nets.net import Net
 from striate.nets.taps import shadow, stepping
 from striate.visualize.objectives import OUTPUT, Leaf, Place
@@ -53,7 +54,7 @@ class Layer:
             value = float("-inf") if self.kind == "max" else 0.0
             x = F.pad(x, (sides[1], sides[1], top, bottom), value=value)
         if self.kind == "conv":
-            return F.conv2d(x, module.weight, module.bias, module.stride, 0, module.dilation, module.groups)
+            return winograd.run(module, x)
         if self.kind == "max":
             return F.max_pool2d(x, module.kernel_size, module.stride, 0, module.dilation)
         return F.avg_pool2d(x, module.kernel_size, module.stride, 0)

@@ -22,6 +22,7 @@ from striate.core.registry import Registry
 from striate.core.results import Result
 from striate.images import draw
 from striate.images.decode import to_image
+from striate.layers.winograd import tiled
 from striate.nets.taps import leaves_as_found
 
 if TYPE_CHECKING:
@@ -183,8 +184,9 @@ def visualize(method: str | Method, model: Model, images: Any = None, **options:
     preprocess = model.preprocess
     pixels = [to_image(i, channels=preprocess.channels, at_least=preprocess.at_least()) for i in given]
     views = [preprocess.view(image) for image in pixels]
-    with leaves_as_found(model.net):
-        model.net.eval()
+    with leaves_as_found(model.net), tiled(model.net):
+        # No method reads a weight's gradient.
+        model.net.eval().requires_grad_(False)
         return chosen.draw(model, views)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from striate.layers.convolution import convolve
 from striate.layers.windows import sides_of
+from striate.layers.winograd import both_ways
 from striate.visualize.boxes import Window
 
 CONV = (("weight", None), ("bias", None), ("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
@@ -81,12 +82,8 @@ def _convolution(
         reach = dilation[axis] * (kernel[axis] - 1) + 1
         out = (inside + before + after - reach) // stride[axis] + 1
         windows.append(Window(kernel[axis], stride[axis], before, dilation[axis], inside, out))
-    return {
-        "run": lambda part: F.conv2d(part, weight, bias, stride, 0, dilation, groups),
-        "windows": tuple(windows),
-        "macs": weight.numel(),
-        "adjoint": lambda signal: F.conv_transpose2d(signal, weight, None, stride, 0, 0, groups, dilation),
-    }
+    ahead, back = both_ways(weight, bias, stride, dilation, groups)
+    return {"run": ahead, "windows": tuple(windows), "macs": weight.numel(), "adjoint": back}
 
 
 def _max_pool(x: Tensor, given: dict[str, Any]) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from striate.core.errors import StriateError, unknown
 from striate.images import geometry
 from striate.images.decode import to_image
+from striate.layers.winograd import tiled
 from striate.nets.net import Net
 from striate.nets.taps import leaves_as_found, stage, stepping
 from striate.nets.wrapped import Wrapped
@@ -75,7 +76,7 @@ class Studio:
     @contextmanager
     def open(self) -> Iterator[Studio]:
         """The net in evaluation mode with frozen weights for the block; then exactly as it was found."""
-        with leaves_as_found(self.net):
+        with leaves_as_found(self.net), tiled(self.net):
             self.net.eval()
             self.net.requires_grad_(False)
             yield self
@@ -230,7 +231,7 @@ class Studio:
                 raise _Enough
             return output.clone() if self._shielded else None
 
-        x = self.spread(picture)
+        x = self.spread(picture).contiguous(memory_format=torch.channels_last)
         with stepping(self.net, names, leave=leave):
             try:
                 outputs = self._through(x, names) if OUTPUT not in lookers else self.net(x.clone())

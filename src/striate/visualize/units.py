@@ -20,6 +20,7 @@ from striate.core.files import replacing
 from striate.core.results import Result, plain
 from striate.data.loaders import Batch, Loader
 from striate.data.samples import Split
+from striate.layers.winograd import tiled
 from striate.nets.taps import leaves_as_found, stepping
 from striate.visualize.running import Facts, Running
 from striate.visualize.stages import with_maps
@@ -181,8 +182,8 @@ def find_units(
     # One pass: views that are kept would only take memory.
     loader = Loader(split, model.preprocess, batch=batch, workers=workers, mode="stream")
     try:
-        with leaves_as_found(model.net), torch.inference_mode():
-            model.net.eval()
+        with leaves_as_found(model.net), tiled(model.net), torch.inference_mode():
+            model.net.eval().requires_grad_(False)
             with watch.on(model.net), closing(loader.batches(0)) as batches:
                 for part in batches:
                     watch.show(model, part)

@@ -1,0 +1,31 @@
+"""PyTorch without a compiler, 3 x 3 convolutions by Winograd's minimal filtering."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from striate.engines.eager import Eager
+from striate.engines.engine import ENGINES, Form, Unusable, processor
+from striate.engines.source import Source
+from striate.layers.winograd import tile
+
+
+@ENGINES.register("winograd")
+class Winograd(Eager):
+    """The folded net in channels-last memory, with a quarter of the products in wide 3 x 3 convolutions."""
+
+    layouts = ("channels-last",)
+    setup = 0.3
+    gain = 0.2
+
+    def __init__(self, source: Source, images: Tensor, form: Form) -> None:
+        super().__init__(source, images, form)
+        self.net.requires_grad_(False)
+        if not tile(self.net):
+            raise Unusable("it has no 3 x 3 convolutions of many maps")
+
+    @classmethod
+    def missing(cls, device: torch.device) -> str | None:
+        """It is written for processors: graphics cards filter so by themselves."""
+        return processor(device)
