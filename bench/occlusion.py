@@ -8,7 +8,8 @@ of them; both ways run in the same process, in turns. Captum's `Occlusion` and a
 run last, where they are installed, each at its fastest batch size. One JSON line a net: seconds (medians),
 speed (full over incremental, by the clock and by processor time), ratio (full over incremental multiply-adds,
 by receptive fields and as measured from the data), the largest difference in probability, and peak memory
-before the peers ran. `--positions N` takes the full pass over N positions, spread over the picture, and the
+after the boxes alone. `full_tiled_s` is the full pass with its 3 x 3 convolutions on tiles, as boxes have
+them. `--positions N` takes the full pass over N positions, spread over the picture, and the
 peers over about as many (Captum over 49), and scales their times: for a quick look.
 """
 
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from striate.core.machine import keep_heap
 from striate.data.preprocess import Preprocess
+from striate.layers.winograd import tiled
 from striate.model import Model
 from striate.nets.net import create_net
 from striate.tasks.classification import Classification
@@ -158,6 +160,9 @@ def measure(name: str, rounds: int, positions: int, peers: bool) -> dict[str, ob
     view = model.preprocess.view(a_picture())
     patches, _ = method._patches(model, view)
     stage, count = last_with_maps(model, view), positions or len(patches)
+    with torch.no_grad():
+        Incremental(model.net, patches.clean, stage=stage).run(spread(patches, 100), 0)
+    peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     layout, batch = best_full(model, patches, stage)
     model.net.to(memory_format=LAYOUTS[layout])
     some = spread(patches, count)
@@ -181,11 +186,14 @@ def measure(name: str, rounds: int, positions: int, peers: bool) -> dict[str, ob
     macs = incremental.full_macs()
     ratio, taken = macs / incremental.predicted(patches), statistics.median(quick)
     speed = statistics.median(slow) / taken
-    peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    model.net.to(memory_format=torch.channels_last)
+    with tiled(model.net):
+        tiles = seconds(lambda: full_pass(model, some, stage, 0, batch)) * len(patches) / count
     found = {
         "bench": "occlusion", "net": name, "positions": len(patches), "full_positions": count,
         "layout": layout, "batch": batch, "incremental_s": round(taken, 3),
-        "full_s": round(statistics.median(slow), 3), "speed": round(speed, 3),
+        "full_s": round(statistics.median(slow), 3), "full_tiled_s": round(tiles, 3),
+        "speed": round(speed, 3),
         "speed_cpu_time": round(statistics.median(b / a for a, b in busy), 3),
         "ratio": round(ratio, 3), "ratio_measured": round(macs / outcome.multiply_adds, 3),
         "speed_over_ratio": round(speed / ratio, 3), "difference": float(difference.abs().max()),

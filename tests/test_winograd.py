@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from striate.layers import winograd
 
-SIDES = st.integers(1, 15)
+SIDES, PADS = st.integers(1, 15), st.integers(0, 2)
 
 
 def close(found: Tensor, wanted: Tensor) -> bool:
@@ -52,11 +52,11 @@ def test_blocks_do_not_show(block: int, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("last", [False, True])
 def test_gradients_of_a_module(padding: int | tuple[int, int], last: bool) -> None:
     torch.manual_seed(1)
-    layer = nn.Conv2d(128, 96, 3, padding=padding)
+    layer = nn.Conv2d(256, 192, 3, padding=padding)
     plain = copy.deepcopy(layer)
     assert winograd.tile(layer) == 1
     layout = torch.channels_last if last else torch.contiguous_format
-    x = torch.randn(8, 128, 18, 14).contiguous(memory_format=layout).requires_grad_()
+    x = torch.randn(8, 256, 16, 16).contiguous(memory_format=layout).requires_grad_()
     y = x.detach().clone().requires_grad_()
     out, wanted = layer(x), plain(y)
     assert type(out.grad_fn).__name__ == "_TiledBackward"

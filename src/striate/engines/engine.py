@@ -66,6 +66,11 @@ class Engine(ABC):
         """Why this machine, or this device, does not have the engine and what to do; None if it has."""
 
     @classmethod
+    def suits(cls, net: nn.Module) -> bool:
+        """Whether there is anything in the net that the engine does otherwise than the others."""
+        return True
+
+    @classmethod
     def versions(cls) -> dict[str, str]:
         """Package -> version of what the engine's speed depends on."""
         return {}

@@ -166,6 +166,7 @@ class Shape:
             Form(name, layout, count)
             for count in sorted(threads, reverse=True)
             for name, kind in self.ground.allowed.items()
+            if kind.suits(self.ground.net)
             for layout in kind.layouts
         ]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from striate.engines.eager import Eager
-from striate.engines.engine import ENGINES, Form, Unusable, processor
+from striate.engines.engine import ENGINES, Form, processor
 from striate.engines.source import Source
-from striate.layers.winograd import tile
+from striate.layers.winograd import tile, tileable
 
 
 @ENGINES.register("winograd")
@@ -21,9 +21,12 @@ class Winograd(Eager):
 
     def __init__(self, source: Source, images: Tensor, form: Form) -> None:
         super().__init__(source, images, form)
-        self.net.requires_grad_(False)
-        if not tile(self.net):
-            raise Unusable("it has no 3 x 3 convolutions of many maps")
+        tile(self.net.requires_grad_(False))
+
+    @classmethod
+    def suits(cls, net: nn.Module) -> bool:
+        """Nets with 3 x 3 convolutions of many maps."""
+        return any(map(tileable, net.modules()))
 
     @classmethod
     def missing(cls, device: torch.device) -> str | None:
