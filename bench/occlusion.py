@@ -48,16 +48,17 @@ def a_model(name: str) -> Model:
     """A net for 1000 classes with random weights, and running statistics that keep signals in range."""
     torch.manual_seed(0)
     net = create_net(name, 1000)
+    side = net.input_size[0]
     with torch.no_grad():
         if any(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules()):
             net.train()
             for _ in range(2):
-                net(torch.randn(4, 3, 224, 224))
+                net(torch.randn(4, 3, side, side))
         # Logits as far apart as those of a trained net: else all probabilities are 1/1000.
-        logits = net.eval()(torch.randn(1, 3, 224, 224))
+        logits = net.eval()(torch.randn(1, 3, side, side))
         net.head_layer.weight.mul_(3 / float(logits.std()))
     preprocess = Preprocess(
-        size=(224, 224), resize="squash", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+        size=(side, side), resize="squash", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
     )
     return Model(net.eval(), Classification([str(k) for k in range(1000)]), preprocess)
 
@@ -119,7 +120,7 @@ def captum_seconds(model: Model, patches: Patches, count: int) -> dict[str, obje
 
     # It takes no stride beyond the square's side: 7 x 7 windows.
     found = {batch: seconds(lambda b=batch: run(SIDE, b)) for batch in BATCHES[2:]}
-    batch, done = min(found, key=found.__getitem__), ((224 - SIDE) // SIDE + 1) ** 2
+    batch, done = min(found, key=found.__getitem__), ((patches.clean.shape[-1] - SIDE) // SIDE + 1) ** 2
     taken = found[batch] * len(patches) / done
     if count == len(patches):
         taken, done = seconds(lambda: run(STRIDE, batch)), count

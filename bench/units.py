@@ -27,6 +27,7 @@ from striate.data.formats import open_data
 from striate.data.loaders import Loader
 from striate.data.preprocess import Preprocess
 from striate.data.samples import Split
+from striate.layers.winograd import tiled
 from striate.model import Model
 from striate.nets.net import create_net
 from striate.tasks.classification import Classification
@@ -70,7 +71,7 @@ def plain_pass(model: Model, split: Split) -> None:
 def unit_pass(model: Model, split: Split) -> Watch:
     """The same, all stages under watch."""
     watch = Watch(chosen_stages(model, None), K, len(split))
-    with torch.inference_mode(), watch.on(model.net):
+    with torch.inference_mode(), tiled(model.net), watch.on(model.net):
         for batch in Loader(split, model.preprocess, batch=BATCH, mode="stream").batches(0):
             watch.show(model, batch)
     watch.found(model, split)

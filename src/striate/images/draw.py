@@ -129,6 +129,23 @@ def caption(image: Bytes, text: str, height: int = 18) -> Bytes:
     return np.concatenate([picture, np.asarray(bar)], axis=0)
 
 
+def legend(names: Sequence[str], colours: Bytes, side: int = 224) -> Bytes:
+    """Names beside squares of their colours (k, 3), one below the other: (side, side, 3) uint8."""
+    picture = Image.new("RGB", (side, side), "white")
+    pen, step = ImageDraw.Draw(picture), 18
+    rows = max(1, (side - 6) // step)
+    shown = len(names) if len(names) <= rows else rows - 1
+    for number in range(shown):
+        top = 6 + number * step
+        pen.rectangle((6, top, 17, top + 11), fill=tuple(colours[number].tolist()))
+        line = names[number].replace("\n", " ").encode("latin-1", "replace").decode("latin-1")
+        pen.text((24, top), line, fill="black", font=ImageFont.load_default())
+    if shown < len(names):
+        text = f"and {len(names) - shown} more"
+        pen.text((24, 6 + shown * step), text, fill="black", font=ImageFont.load_default())
+    return np.asarray(picture)
+
+
 def encode_png(image: Bytes) -> bytes:
     """uint8 (H, W), (H, W, 1) or (H, W, 3) as the bytes of a PNG file, without loss."""
     grey = image.ndim == 2 or image.shape[2] == 1

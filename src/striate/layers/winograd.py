@@ -178,6 +178,7 @@ class Filters:
     """The transforms of one weight, made once while it stays as it is and takes no gradient."""
 
     def __init__(self) -> None:
+        self.keep = True
         self._found: dict[bool, tuple[tuple[int, int], Tensor]] = {}
 
     def ahead(self, weight: Tensor) -> Tensor:
@@ -192,7 +193,7 @@ class Filters:
         mark = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
         if weight.requires_grad or (found := self._found.get(back)) is None or found[0] != mark:
             made = filters(turned(weight.detach()) if back else weight.detach())
-            if not weight.requires_grad:
+            if self.keep and not weight.requires_grad:
                 self._found[back] = (mark, made)
             return made
         return found[1]
@@ -278,6 +279,14 @@ def tile(net: nn.Module) -> int:
     for module in found:
         module.__dict__["_conv_forward"] = TiledForward(module.padding)  # type: ignore[arg-type]
     return len(found)
+
+
+def keep_no_filters(net: nn.Module) -> None:
+    """Transform the filters of a net on tiles anew at each run: they take four times the memory of its own."""
+    for module in net.modules():
+        if isinstance(forward := module.__dict__.get("_conv_forward"), TiledForward):
+            forward.filters = Filters()
+            forward.filters.keep = False
 
 
 @contextmanager

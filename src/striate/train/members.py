@@ -32,8 +32,13 @@ def check_snapshots(recipe: Recipe) -> None:
     """Snapshots are of a schedule with several cycles.
 
     Raises:
-        StriateError: it has but one.
+        StriateError: it has but one, or more than epochs.
     """
+    if recipe.snapshots and recipe.restarts + 1 > recipe.epochs:
+        raise StriateError(
+            f"snapshots are wanted of {recipe.restarts + 1} cycles in {recipe.epochs} epochs",
+            allowed="at least an epoch for each cycle", hint="lower --restarts, or raise --epochs",
+        )  # fmt: skip
     if recipe.snapshots and (recipe.schedule not in CYCLIC or not recipe.restarts):
         raise StriateError(
             f"snapshots are wanted of schedule {recipe.schedule!r} with {recipe.restarts} restarts",

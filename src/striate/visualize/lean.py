@@ -227,7 +227,10 @@ class Lean:
             if len(strips) == 1:
                 return y
             if whole is None:
-                whole = y.new_empty((*y.shape[:2], segment.height, *y.shape[3:]))
+                last = y.ndim == 4 and y.is_contiguous(memory_format=torch.channels_last)
+                layout = torch.channels_last if last else torch.contiguous_format
+                shape = (*y.shape[:2], segment.height, *y.shape[3:])
+                whole = torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=layout)
             whole[:, :, rows[0] : rows[1]] = y
         assert whole is not None  # there is at least one strip
         return whole

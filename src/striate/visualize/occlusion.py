@@ -150,7 +150,7 @@ class Occlusion(Method):
         arrays |= together("input", views)
         side, step = self._square(views[0])
         title = f"Occlusion by a {self.fill} square of {side} x {side}, stride {step}"
-        return Picture(self.name, title, self._note(model, found), arrays, tuple(panels), 4)
+        return Picture(self.name, title, self._note(model, found), arrays, tuple(panels), 5)
 
     def occlude(self, model: Model, view: Pixels) -> Occluded:
         """The numbers of one view; raises StriateError as the class says."""
@@ -278,26 +278,27 @@ class Occlusion(Method):
         return net_input(model, np.full_like(view, 128))
 
     def _panels(self, model: Model, view: Pixels, one: Occluded) -> list[Panel]:
-        present, first = np.unique(one.predicted, return_inverse=True)
-        colours = palette(len(present))[first.reshape(one.predicted.shape)]
-        most = model.classes[int(np.bincount(one.predicted.ravel()).argmax())]
-        activation = draw.heatmap(
-            one.activation, low=min(0.0, float(one.activation.min())), high=_above(one.activation)
-        )
+        present, first, count = np.unique(one.predicted, return_inverse=True, return_counts=True)
+        order = np.argsort(-count, kind="stable")
+        colours = palette(len(present))
+        # The class that is most often the most probable one has the first colour.
+        drawn = colours[np.argsort(order)[first].reshape(one.predicted.shape)]
+        low, high = float(one.probability.min()), float(one.probability.max())
+        names = [model.classes[int(present[k])] for k in order]
         return [
             Panel(view, model.classes[one.target]),
-            Panel(draw.heatmap(one.probability, low=0.0, high=_above(one.probability)), "probability"),
-            Panel(colours, f"{len(present)} classes, most {most}" if len(present) > 1 else most),
-            Panel(activation, f"{one.stage} map {one.channel}"),
+            Panel(draw.heatmap(one.probability), f"probability {low:.2g} to {high:.2g}"),
+            Panel(drawn, f"{len(present)} classes, most {names[0]}" if len(present) > 1 else names[0]),
+            Panel(draw.legend(names, colours, max(224, *view.shape[:2])), "most probable class"),
+            Panel(draw.heatmap(one.activation), f"{one.stage} map {one.channel}"),
         ]
 
     def _note(self, model: Model, found: Sequence[Occluded]) -> str:
-        highest = max(float(one.probability.max()) for one in found)
         ways = " ".join(dict.fromkeys(one.way for one in found))
         return (
-            "At each position of the square: the probability of the class (dark is 0, bright the largest, "
-            f"{highest:.3g}), the most probable class (a colour each), and the total activation of the map "
-            f"that is strongest on the image itself. {ways}{self._filled(found)}"
+            "At each position of the square: the probability of the class (dark the lowest, bright the "
+            "highest), the most probable class (a colour each), and the total activation of the map that is "
+            f"strongest on the image itself. {ways}{self._filled(found)}"
         )
 
     def _filled(self, found: Sequence[Occluded]) -> str:
@@ -325,7 +326,3 @@ def starts(length: int, side: int, step: int) -> NDArray[np.int64]:
     """First pixels of a square of `side` along an axis: every `step`, and flush with the end."""
     found = np.arange(0, length - side + 1, step)
     return found if found[-1] == length - side else np.append(found, length - side)
-
-
-def _above(values: NDArray[np.float32]) -> float:
-    return float(values.max()) or 1.0

@@ -16,6 +16,8 @@ from striate.visualize.method import must_be_numbers
 EMPTY = -torch.inf
 # Images whose responses are ranked and added together: many small operations cost as much for a few.
 TOGETHER = 512
+# Values that a reduction takes side by side.
+WIDE = 512
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,11 @@ class Facts:
 
     index: Tensor
     digests: Tensor
-    sampled: Tensor
+    sampled: slice
 
     def to(self, device: torch.device) -> Facts:
         """The same on a device."""
-        return Facts(*(part.to(device) for part in (self.index, self.digests, self.sampled)))
+        return Facts(self.index.to(device), self.digests.to(device), self.sampled)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Running:
             StriateError: it gives something else, another number of units than before, or no numbers.
         """
         maps = self._maps(output)
-        found, places = strongest(maps)
+        # What is no stronger than the weakest kept value is never ranked.
+        found, places = strongest(maps, self.values[:, -1].to(maps) if self.shape else None)
         found = found.float()
         must_be_numbers(found, f"the activations of {self.stage!r}")
         if not self.shape:
@@ -169,14 +172,16 @@ class Running:
 
     def _count(self, maps: Tensor, facts: Facts) -> None:
         """Add the values at all positions, of the images that are sampled."""
-        if not bool(facts.sampled.any()):
+        if facts.sampled.start >= len(maps):
             return
-        some = maps if bool(facts.sampled.all()) else maps[facts.sampled]
-        apart = some.float() - self.middle[:, None, None]
-        self.positions += len(some) * some.shape[2] * some.shape[3]
-        self.sums[0] += apart.sum((2, 3)).to(self.sums.dtype).sum(0)
-        self.sums[1] += apart.square_().sum((2, 3)).to(self.sums.dtype).sum(0)
-        self.sums[2] += (some > 0).sum((0, 2, 3))
+        some = maps[facts.sampled].permute(0, 2, 3, 1).reshape(-1, maps.shape[1]).float()
+        apart = some - self.middle
+        self.positions += len(some)
+        # Sums over rows as products: reductions of narrow rows are slow.
+        ones = torch.ones(1, len(some), device=some.device)
+        self.sums[2] += (ones @ (some > 0).to(some))[0]
+        self.sums[0] += (ones @ apart)[0]
+        self.sums[1] += (ones @ apart.square_())[0]
 
     # --- what has been found ----------------------------------------------------------------------------
 
@@ -215,12 +220,30 @@ class Running:
         return found
 
 
-def strongest(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest value of each map (N, C, h, w) and its first place in reading order, flat, each (N, C)."""
+def strongest(maps: Tensor, above: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The largest value of each map (N, C, h, w) and its first place in reading order, flat, each (N, C).
+
+    Places are sought for values `above` (C,) only, where that is given; the others are 0.
+    """
     height, width = maps.shape[2:]
     if maps.is_contiguous() or height * width == 1:
         found = maps.flatten(2).max(2)
         return found.values, found.indices
-    # Reductions over the outer axes of channels_last memory are up to ten times as slow as pooling.
-    values, places = F.max_pool2d(maps, (height, width), return_indices=True)
-    return values[:, :, 0, 0], places[:, :, 0, 0]
+    values = largest(maps)
+    if above is not None:
+        images, units = (values > above).nonzero(as_tuple=True)
+        if len(images) <= maps.shape[1]:
+            places = torch.zeros(values.shape, dtype=torch.int64, device=values.device)
+            places[images, units] = maps[images, units].flatten(1).argmax(1)
+            return values, places
+    # A reduction with places over the outer axes of channels_last memory is ten times as slow as pooling.
+    return values, F.max_pool2d(maps, (height, width), return_indices=True)[1][:, :, 0, 0]
+
+
+def largest(maps: Tensor) -> Tensor:
+    """The largest value of each channels_last map, (N, C): over wide rows of several positions first."""
+    rows = maps.permute(0, 2, 3, 1).flatten(1)
+    positions, wide = maps.shape[2] * maps.shape[3], 1
+    while wide * maps.shape[1] < WIDE and positions % (2 * wide) == 0:
+        wide *= 2
+    return rows.view(len(maps), positions // wide, -1).amax(1).view(len(maps), wide, -1).amax(1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from striate.core.errors import StriateError, unknown
 from striate.images import geometry
 from striate.images.decode import to_image
-from striate.layers.winograd import tiled
+from striate.layers.winograd import keep_no_filters, tiled
 from striate.nets.net import Net
 from striate.nets.taps import leaves_as_found, stage, stepping
 from striate.nets.wrapped import Wrapped
@@ -172,7 +172,7 @@ class Studio:
         leaves = [leaf for _, leaf in terms]
         lean = self._way(leaves, seen)
         if lean is not None:
-            x = self.spread(seen.detach())
+            x = self.spread(seen.detach()).contiguous(memory_format=torch.channels_last)
             return lean.both(x, terms, values) / self._std
         x = seen.detach().requires_grad_()
         with torch.enable_grad():
@@ -282,6 +282,7 @@ class Studio:
             return None
         if self.memory == "tiled" or lean.whole_bytes() > self.budget:
             lean.keep(self.budget // 8)
+            keep_no_filters(net)
             return lean
         return None
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from striate.model import Model
 
 # Positions are counted on at most about so many images, evenly spaced; responses on all.
-POSITIONS_OF = 2500
+POSITIONS_OF = 512
 # Stages wider than this get no matrix of correlations.
 WIDEST = 1024
 Tell = Callable[[int, int], None]
@@ -252,11 +252,10 @@ class Watch:
             int.from_bytes(hashlib.blake2b(one, digest_size=8).digest(), "little", signed=True)
             for one in pixels
         ]
-        number = self.images + np.arange(len(digests))
         return Facts(
             torch.from_numpy(batch.index),
             torch.tensor(digests, dtype=torch.int64),
-            torch.from_numpy(number % self._step == 0),
+            slice(-self.images % self._step, None, self._step),
         )
 
     def found(self, model: Model, split: Split, data: str = "", bad: Sequence[tuple[str, str]] = ()) -> Units:
