@@ -56,7 +56,7 @@ def test_gradients_of_a_module(padding: int | tuple[int, int], last: bool) -> No
     plain = copy.deepcopy(layer)
     assert winograd.tile(layer) == 1
     layout = torch.channels_last if last else torch.contiguous_format
-    x = torch.randn(8, 256, 16, 16).contiguous(memory_format=layout).requires_grad_()
+    x = torch.randn(32, 256, 16, 16).contiguous(memory_format=layout).requires_grad_()
     y = x.detach().clone().requires_grad_()
     out, wanted = layer(x), plain(y)
     assert type(out.grad_fn).__name__ == "_TiledBackward"

@@ -40,19 +40,21 @@ def turned(weight: Tensor) -> Tensor:
     return weight.flip(2, 3).transpose(0, 1)
 
 
-def pays(shape: tuple[int, ...], maps: int, padding: tuple[int, int]) -> bool:
+def pays(shape: tuple[int, ...], maps: int, padding: tuple[int, int], fresh: bool = False) -> bool:
     """Whether tiles cost clearly less than the convolution of maps (N, C, H, W) itself.
 
     Measured, not derived: with the 144 products per tile and pair of maps of the convolution as 144, the
-    matrix products of a tile take 42, as much again for each 14 tiles that are missing, as the filters then
-    come from memory for few, and the transforms 4200 / C + 4200 / M.
+    matrix products of a tile take 42, the filters as long as those of 14 tiles to come from memory, once a
+    block, and the transforms 4200 / C + 4200 / M. `fresh` filters, of weights in training, are to be
+    transformed first, which takes as long as 120 tiles.
     """
     count, channels, height, width = shape
     height, width = height + 2 * padding[0] - 2, width + 2 * padding[1] - 2
     if min(height, width) < 1:
         return False
     tiles = -(-height // 4) * -(-width // 4)
-    cost = 42 * (1 + 14 / min(BLOCK, count * tiles)) + 4200 * (1 / channels + 1 / maps)
+    waits = 14 / min(BLOCK, count * tiles) + (120 / (count * tiles) if fresh else 0)
+    cost = 42 * (1 + waits) + 4200 * (1 / channels + 1 / maps)
     return 1.1 * cost * tiles < 9 * height * width
 
 
@@ -230,7 +232,7 @@ def serves(x: Tensor, weight: Tensor, padding: tuple[int, int]) -> bool:
         return False
     if x.dtype != torch.float32 or weight.dtype != torch.float32:
         return False
-    return pays((*x.shape,), weight.shape[0], padding)
+    return pays((*x.shape,), weight.shape[0], padding, weight.requires_grad)
 
 
 def run(module: nn.Conv2d, x: Tensor) -> Tensor:
@@ -282,7 +284,7 @@ def tile(net: nn.Module) -> int:
 
 
 def keep_no_filters(net: nn.Module) -> None:
-    """Transform the filters of a net on tiles anew at each run: they take four times the memory of its own."""
+    """Transform the filters of a net on tiles anew at each run: kept ones take four times its own memory."""
     for module in net.modules():
         if isinstance(forward := module.__dict__.get("_conv_forward"), TiledForward):
             forward.filters = Filters()
