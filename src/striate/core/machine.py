@@ -6,9 +6,12 @@ import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+# Whether large blocks stay on the heap.
+_kept = False
 
 
 def processors() -> int:
@@ -24,13 +27,37 @@ def keep_heap() -> bool:
     By default each training step's large tensors are mapped, faulted in and unmapped again.
     Only the verbs that compute call this; `STRIATE_KEEP_HEAP=0` opts out.
     """
-    if os.environ.get("STRIATE_KEEP_HEAP") == "0" or not sys.platform.startswith("linux"):
+    global _kept
+    if os.environ.get("STRIATE_KEEP_HEAP") == "0":
+        return False
+    # glibc before 2.35 refuses a threshold above 32 MiB.
+    _kept = any(_mallopt(M_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25)) and _mallopt(
+        M_TRIM_THRESHOLD, -1
+    )
+    return _kept
+
+
+@contextlib.contextmanager
+def sparing_heap() -> Iterator[None]:
+    """In the block glibc gives large blocks back once they are free: less memory at the peak, more time."""
+    spared = _mallopt(M_MMAP_THRESHOLD, 1 << 21) and _mallopt(M_TRIM_THRESHOLD, 1 << 21)
+    if spared:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+    try:
+        yield
+    finally:
+        if spared and not (_kept and keep_heap()):
+            # The largest that glibc would have come to by itself.
+            _mallopt(M_MMAP_THRESHOLD, 1 << 25)
+
+
+def _mallopt(name: int, value: int) -> bool:
+    """Set a parameter of glibc's allocator; False where there is none."""
+    if not sys.platform.startswith("linux"):
         return False
     with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        # glibc before 2.35 refuses a threshold above 32 MiB.
-        kept = any(mallopt(M_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25))
-        return kept and bool(mallopt(M_TRIM_THRESHOLD, -1))
+        return bool(ctypes.CDLL(None).mallopt(name, value))
     return False
 
 

@@ -63,13 +63,12 @@ class Running:
         """Take in what the stage gives for one batch: maps (N, C, h, w) or values (N, C).
 
         Raises:
-            StriateError: it gives something else, another number of units than before, or no numbers.
+            StriateError: it gives something else, another number of units than before, or as `settle`.
         """
         maps = self._maps(output)
         # What is no stronger than the weakest kept value is never ranked.
         found, places = strongest(maps, self.values[:, -1].to(maps) if self.shape else None)
         found = found.float()
-        must_be_numbers(found, f"the activations of {self.stage!r}")
         if not self.shape:
             self._start(maps, found)
         elif maps.shape[1] != self.shape[0]:
@@ -83,11 +82,16 @@ class Running:
             self.settle()
 
     def settle(self) -> None:
-        """Take in the responses that wait for others: before anything is read."""
+        """Take in the responses that wait for others: before anything is read.
+
+        Raises:
+            StriateError: they are no numbers.
+        """
         if self._waiting:
             columns = ("values", "places", "index", "digests")
             some = Responses(*(torch.cat([getattr(one, c) for one in self._waiting]) for c in columns))
             self._waiting = []
+            must_be_numbers(some.values, f"the activations of {self.stage!r}")
             with torch.inference_mode():
                 self._rank(some)
                 self._add(some.values)

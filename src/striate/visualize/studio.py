@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from striate.core.errors import StriateError, unknown
+from striate.core.machine import sparing_heap
 from striate.images import geometry
 from striate.images.decode import to_image
 from striate.layers.winograd import keep_no_filters, tiled
@@ -76,7 +77,9 @@ class Studio:
     @contextmanager
     def open(self) -> Iterator[Studio]:
         """The net in evaluation mode with frozen weights for the block; then exactly as it was found."""
-        with leaves_as_found(self.net), tiled(self.net):
+        whole: AbstractContextManager[None] = nullcontext()
+        spared = sparing_heap() if self.memory == "tiled" else whole
+        with leaves_as_found(self.net), tiled(self.net), spared:
             self.net.eval()
             self.net.requires_grad_(False)
             yield self
@@ -281,7 +284,8 @@ class Studio:
             # Such a picture does not fit the net: the whole pass says where.
             return None
         if self.memory == "tiled" or lean.whole_bytes() > self.budget:
-            lean.keep(self.budget // 8)
+            if self.memory == "auto":
+                lean.keep(self.budget // 8)
             keep_no_filters(net)
             return lean
         return None

@@ -255,8 +255,17 @@ class Watch:
         return Facts(
             torch.from_numpy(batch.index),
             torch.tensor(digests, dtype=torch.int64),
-            slice(-self.images % self._step, None, self._step),
+            self._sampled(len(digests)),
         )
+
+    def _sampled(self, length: int) -> slice:
+        """The images of a batch whose positions are counted: of large batches more in every fourth one."""
+        every = min(4, self._step)
+        if length < self._step:
+            return slice(-self.images % self._step, None, self._step)
+        if self.images // length % every:
+            return slice(length, None)
+        return slice(0, None, -(-self._step // every))
 
     def found(self, model: Model, split: Split, data: str = "", bad: Sequence[tuple[str, str]] = ()) -> Units:
         """What has been found so far."""
