@@ -43,21 +43,23 @@ class Studio:
     """A model that looks at pictures (N, C, h, w) in 0 .. 1 of one size, and tells how to improve them.
 
     memory: "whole" keeps the graph of the whole pass, "tiled" takes it in segments and strips of rows with
-    equal results (`lean.Lean`), "auto" chooses by the activations' size, against `budget` bytes.
+    equal results (`lean.Lean`), "auto" chooses by the activations' size, against `budget` bytes (768 MiB). Of
+    a pass in parts an eighth of the budget is kept rather than worked out again; "tiled" has none by itself.
 
     Raises:
         StriateError: an unknown way, or a size that is not positive.
     """
 
     def __init__(
-        self, model: Model, size: tuple[int, int], *, memory: str = "auto", budget: int = BUDGET
+        self, model: Model, size: tuple[int, int], *, memory: str = "auto", budget: int | None = None
     ) -> None:
         if memory not in MEMORY:
             raise unknown("memory", memory, MEMORY)
         if min(size) < 1:
             raise StriateError(f"the picture is {size[0]} x {size[1]} pixels", allowed="at least 1 x 1")
         self.model, self.net, self.size = model, model.net, size
-        self.memory, self.budget = memory, budget
+        self.memory = memory
+        self.budget = budget if budget is not None else 0 if memory == "tiled" else BUDGET
         self.channels = model.preprocess.channels
         self.device = model.device
         shape = (1, -1, 1, 1)
@@ -284,8 +286,7 @@ class Studio:
             # Such a picture does not fit the net: the whole pass says where.
             return None
         if self.memory == "tiled" or lean.whole_bytes() > self.budget:
-            if self.memory == "auto":
-                lean.keep(self.budget // 8)
+            lean.keep(self.budget // 8)
             keep_no_filters(net)
             return lean
         return None
