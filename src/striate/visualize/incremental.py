@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from striate.visualize.boxes import Boxes, Ints, Kept, Span, gather, paste, shrunk, span, whole, within
+from striate.visualize.boxes import Boxes, Ints, Kept, Span, gather, joined, shrunk, span, whole, within
 from striate.visualize.difference import linear_difference
 from striate.visualize.plan import Plan, Step, call, make_plan
 
@@ -225,15 +225,17 @@ class Incremental:
                 return Boxes(step.run(first.values), first.y, first.x)
             room = self.plan.shapes[step.node][-2:]
             y, x = _union([s.y for s in sources], room[0]), _union([s.x for s in sources], room[1])
-            parts = [within(kept[n], s, y, x) for n, s in zip(step.sources, sources, strict=True)]
+            maps = [kept[n].value[0] for n in step.sources]
+            if step.joins:
+                return Boxes(joined(maps, sources, y, x), y, x)
+            parts = [within(m, s, y, x) for m, s in zip(maps, sources, strict=True)]
             return Boxes(step.run(*parts), y, x)
         down, across = step.windows
         y, x = down.touched(first.y), across.touched(first.x)
         rows, columns = down.needed(y), across.needed(x)
         sides = (down.before, down.after, across.before, across.after)
         padded = kept[step.sources[0]].padded(sides, step.fill)
-        values = paste(gather(padded, rows, columns, down.before, across.before), rows, columns, first)
-        result = step.run(values)
+        result = step.run(within(padded, first, rows, columns, down.before, across.before))
         if step.scale is not None:
             result = result * gather(step.scale[0], y, x)
         return Boxes(result, y, x)

@@ -53,7 +53,8 @@ class Step:
     which `run` is done without padding; `fill` is the value outside of the map, and `scale` a factor (1, 1,
     H, W) for each output position, where averages count fewer units at the border. `macs`: multiply-adds
     for one position of the output. `adjoint`: of a linear `run`, its transpose. `switches`: of a maximum,
-    where it lies in the whole map (1, C, H, W), as flat numbers.
+    where it lies in the whole map (1, C, H, W), as flat numbers. `joins`: it sets the sources' channels one
+    after the other, and does no more.
     """
 
     node: fx.Node
@@ -65,6 +66,7 @@ class Step:
     macs: int = 0
     adjoint: Callable[[Tensor], Tensor] | None = None
     switches: Callable[[Tensor], Tensor] | None = None
+    joins: bool = False
 
 
 @dataclass
@@ -265,7 +267,8 @@ class _Planner:
                 return None
             if len({self.clean[n].shape[-2:] for n in maps}) > 1:
                 return None
-            return Step(node, tuple(maps), self._pointwise(node, maps, sources, named))
+            joins = target in JOINED and tuple(sources[0]) == tuple(maps)
+            return Step(node, tuple(maps), self._pointwise(node, maps, sources, named), joins=joins)
         if len(maps) > 1 or not args or args[0] is not self.clean[maps[0]]:
             return None
         if node.target is operator.getitem and _takes_channels(args[1]):

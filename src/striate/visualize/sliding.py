@@ -140,4 +140,4 @@ def _pad(x: Tensor, given: dict[str, Any]) -> dict[str, Any] | None:
         Window(1, 1, top, 1, x.shape[2], x.shape[2] + top + bottom),
         Window(1, 1, left, 1, x.shape[3], x.shape[3] + left + right),
     )
-    return {"run": lambda part: part, "windows": windows, "fill": float(given["value"] or 0)}
+    return {"run": torch.clone, "windows": windows, "fill": float(given["value"] or 0)}
