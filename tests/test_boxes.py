@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from striate.visualize import boxes as module
 from striate.visualize.boxes import Boxes, Span, fill, gather, joined, runs
 
 SIZE = 9
@@ -31,9 +29,8 @@ def changed(clean: Tensor, value: Tensor, row: int, column: int) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("frame", [0, 10**9])
 @given(data=st.data())
-def test_boxes_in_their_surroundings(frame: int, data: st.DataObject) -> None:
+def test_boxes_in_their_surroundings(data: st.DataObject) -> None:
     number = st.integers(0, SIZE - 4)
     count, pad = data.draw(st.integers(1, 5), "copies"), data.draw(st.integers(0, 2), "pad")
     places = st.lists(number, min_size=count, max_size=count).map(np.array)
@@ -44,12 +41,7 @@ def test_boxes_in_their_surroundings(frame: int, data: st.DataObject) -> None:
     padded = torch.nn.functional.pad(clean, (pad,) * 4)
     boxes = Boxes(values, Span(box_y, high), Span(box_x, wide))
     rows, columns = Span(y - pad, 4), Span(x - pad, 4)
-    before = module.FRAME_BYTES
-    module.FRAME_BYTES = frame
-    try:
-        found = fill(torch.full((count, 2, 4, 4), torch.nan), padded, rows, columns, boxes, pad, pad)
-    finally:
-        module.FRAME_BYTES = before
+    found = fill(torch.full((count, 2, 4, 4), torch.nan), padded, rows, columns, boxes, pad, pad)
     for k in range(count):
         whole = changed(clean, values[k], box_y[k], box_x[k])
         whole = torch.nn.functional.pad(whole, (pad,) * 4)
