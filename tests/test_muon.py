@@ -41,6 +41,16 @@ def test_filters_keep_their_norm_and_other_tensors_step_as_sgd_does() -> None:
         assert torch.allclose(now, old - 0.5 * now.grad, atol=1e-6)
 
 
+def test_rates_of_parts_are_multiples_of_the_others_rate() -> None:
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    optimizer = build_optimizer(net, Recipe(optimizer="muon", rates={"0.*": 2.0, "2.bias": 3.0}))
+    set_rate(optimizer, 0.1)
+    found = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    multiples = (2.0, 2.0 * 5, 5, 3.0 * 5)
+    for p, multiple in zip(net.parameters(), multiples, strict=True):
+        assert found[id(p)] == pytest.approx(0.1 * multiple)
+
+
 def test_groups_without_filters_are_left_whole() -> None:
     weights = [nn.Parameter(torch.ones(3, 2))]
     groups = muon([{"params": weights, "weight_decay": 0.1}], Recipe()).param_groups

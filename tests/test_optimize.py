@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +38,36 @@ def test_norms_and_biases_are_not_decayed() -> None:
     assert len(parameter_groups(net, 0.1, decay_norms_and_biases=True)) == 1
     net[0].weight.requires_grad_(False)
     assert len(parameter_groups(net, 0.1)[0]["params"]) == 1
+
+
+def test_parts_with_rates_of_their_own() -> None:
+    net = small_net(norm=True)
+    rates = {"0": 3.0, "*.bias": 10.0, "1.weight": 0.0}
+    optimizer = build_optimizer(net, Recipe(rates=rates, weight_decay=0.1, momentum=0.0))
+    set_rate(optimizer, 0.01)
+    net(torch.randn(4, 1, 8, 8)).square().sum().backward()
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    optimizer.step()
+    multiples = {"0.weight": 3, "0.bias": 10, "1.weight": 0, "1.bias": 10, "5.weight": 1, "5.bias": 10}
+    for name, p in net.named_parameters():
+        assert p.grad is not None
+        decay = 0.1 * before[name] if p.ndim > 1 else 0.0
+        expected = before[name] - 0.01 * multiples[name] * (p.grad + decay)
+        assert torch.allclose(p, expected, atol=1e-7), name
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ({"rates": {"5": -1}}, "-1"),
+        ({"rates": {"5": True}}, "numbers from 0"),
+        ({"rates": {"6": 2}}, "unknown part of the net in rates '6'"),
+        ({"rates": {"5": 2}, "optimizer": "lbfgs"}, "lbfgs takes one rate"),
+    ],
+)
+def test_rates_that_do_not_fit(recipe: dict[str, Any], said: str) -> None:
+    with pytest.raises(StriateError, match=said):
+        build_optimizer(small_net(), Recipe(**recipe))
 
 
 def test_first_step_of_each_optimizer_by_hand() -> None:

@@ -77,7 +77,7 @@ def muon(groups: Groups, recipe: Recipe) -> torch.optim.Optimizer:
         filters = [p for p in group["params"] if p.ndim == 4]
         others = [p for p in group["params"] if p.ndim != 4]
         if filters:
-            split.append({"params": filters, "weight_decay": 0.0, "filters": True})
+            split.append({**group, "params": filters, "weight_decay": 0.0, "filters": True})
         if others:
-            split.append({**group, "params": others, "lr_scale": OTHERS})
+            split.append({**group, "params": others, "lr_scale": OTHERS * group.get("lr_scale", 1.0)})
     return Muon(split, recipe.momentum)

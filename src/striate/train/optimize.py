@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from striate.core.errors import StriateError, unknown
 from striate.core.registry import Registry
+from striate.train.freezing import tapped
 from striate.train.recipe import Recipe
 
 Groups = list[dict[str, Any]]
@@ -38,6 +42,42 @@ def parameter_groups(net: nn.Module, weight_decay: float, *, decay_norms_and_bia
         {"params": plain, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def with_rates(groups: Groups, net: nn.Module, rates: Mapping[str, float]) -> Groups:
+    """The groups, split by the multiple of the learning rate that each parameter takes, its `lr_scale`.
+
+    rates: pattern -> multiple. A pattern is the name of a parameter ("conv1.bias") or of what holds it
+    ("conv1"), with * for any part of it; of several that fit, the last one counts.
+
+    Raises:
+        StriateError: a pattern that fits no parameter that learns, or a multiple that is no number from 0.
+    """
+    names = {id(p): name for root in (net, tapped(net)) for name, p in root.named_parameters()}
+    learning = [names[id(p)] for group in groups for p in group["params"]]
+    for pattern, multiple in rates.items():
+        if (
+            isinstance(multiple, bool)
+            or not isinstance(multiple, (int, float))
+            or not 0 <= multiple < math.inf
+        ):
+            raise StriateError(f"rates gives {pattern!r} the multiple {multiple!r}", allowed="numbers from 0")
+        if not any(_fits(name, pattern) for name in learning):
+            raise unknown(
+                "part of the net in rates", pattern, {*learning, *(n.split(".")[0] for n in learning)}
+            )
+    found: Groups = []
+    for group in groups:
+        parts: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            fitting = [float(m) for pattern, m in rates.items() if _fits(names[id(parameter)], pattern)]
+            parts.setdefault(fitting[-1] if fitting else 1.0, []).append(parameter)
+        found += [{**group, "params": part, "lr_scale": multiple} for multiple, part in parts.items()]
+    return found
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
 def fused(groups: Groups) -> bool:
@@ -132,11 +172,14 @@ def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     Where it does not decay weights in the form asked for, `penalties.make_penalty` does.
 
     Raises:
-        StriateError: no optimiser of that name.
+        StriateError: no optimiser of that name, or `rates` that do not fit the net or the optimiser.
     """
+    if recipe.rates and OPTIMIZERS.entry(recipe.optimizer).capabilities.get("again"):
+        raise StriateError(f"{recipe.optimizer} takes one rate for all weights", hint="leave rates out")
     make = OPTIMIZERS.get(recipe.optimizer)
     amount = recipe.weight_decay if own_decay(recipe) else 0.0
-    return make(parameter_groups(net, amount, decay_norms_and_biases=recipe.decay_norms_and_biases), recipe)
+    groups = parameter_groups(net, amount, decay_norms_and_biases=recipe.decay_norms_and_biases)
+    return make(with_rates(groups, net, recipe.rates) if recipe.rates else groups, recipe)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -91,6 +91,10 @@ class Recipe:
     lr: float | None = setting(
         None, help="Highest learning rate; none: by optimiser, net and batch.", minimum=0.0
     )
+    rates: dict[str, float] = setting(  # noqa: RUF009
+        default_factory=dict,
+        help="Multiples of lr for parts of the net, by name: '{fc: 10, \"*.bias\": 64}'; 0 keeps them.",
+    )
     momentum: float = setting(0.9, help="Momentum of SGD, 0 to 1.", minimum=0.0, maximum=0.9999)
     nesterov: bool = setting(True, help="Nesterov's form of momentum for SGD.")
     betas: tuple[float, float] = setting((0.9, 0.999), help="Decay rates of Adam's two moments, 0 to 1.")
