@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from little_models import CLASSES, conv_model, found, pictures, preprocess
 from striate.core.errors import StriateError
+from striate.layers.winograd import tiled
 from striate.model import Model
 from striate.nets.wrapped import wrap
 from striate.tasks.classification import Classification
@@ -285,3 +287,19 @@ def test_smooth_nets_are_refused_and_left_as_found() -> None:
             visualize(method, model, pictures(1, 12, 12), **options)
     assert found(model.net) == before
     visualize("smoothgrad", model, pictures(1, 12, 12))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_tiled_convolutions_are_passed_as_others_are(rule: str) -> None:
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Conv2d(256, 192, 3, padding=1), nn.ReLU(), nn.Conv2d(192, 192, 3, padding=1))
+    net.requires_grad_(False)
+    x = torch.randn(32, 256, 16, 16).requires_grad_()
+    signals = []
+    for way in (tiled(net), contextlib.nullcontext()):
+        with way, backward_rule(rule):
+            out = net(x)
+            signals.append(torch.autograd.grad(out.square().sum(), x)[0])
+    assert not torch.equal(*signals)
+    # A unit within rounding of 0 may be active in one pass alone.
+    assert float((signals[0] - signals[1]).norm()) < 3e-3 * float(signals[1].norm())

@@ -149,7 +149,7 @@ def filters_gradient(x: Tensor, slopes: Tensor, padding: tuple[int, int]) -> Ten
     return taps.view(3, 3, channels, maps).permute(3, 2, 0, 1).contiguous()
 
 
-class _Tiled(torch.autograd.Function):
+class Tiled(torch.autograd.Function):
     """The convolution and its gradients, each over tiles where that pays."""
 
     @staticmethod
@@ -219,7 +219,7 @@ class TiledForward:
     def padded(self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
         """The convolution with another padding than the net's own."""
         if serves(x, weight, padding):
-            outputs: Tensor = _Tiled.apply(x, weight, bias, padding, self.filters)  # type: ignore[no-untyped-call]
+            outputs: Tensor = Tiled.apply(x, weight, bias, padding, self.filters)  # type: ignore[no-untyped-call]
             return outputs
         return F.conv2d(x, weight, bias, 1, padding)
 

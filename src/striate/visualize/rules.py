@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from striate.core.errors import StriateError, unknown
+from striate.layers.winograd import Tiled
 
 # What a rectifier does to a signal, as a function of the signal alone.
 Rectify = Callable[[Tensor], Tensor]
@@ -39,7 +40,7 @@ PASSED = {
     "ConstantPadNd", "ReflectionPad2D", "ReplicationPad2D", "UpsampleNearest2D", "UpsampleNearestExact2D",
     "UpsampleBilinear2D", "UpsampleBicubic2D", "PixelShuffle", "PixelUnshuffle", "Clone", "ToCopy", "Copy",
     "Contiguous", "Gather", "Index", "IndexSelect", "Flip", "Roll", "Pow", "Sqrt", "Rsqrt", "Reciprocal",
-    "LiftFresh", "NativeDropout",
+    "LiftFresh", "NativeDropout", Tiled.__name__,
 }  # fmt: skip
 
 
