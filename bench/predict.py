@@ -45,6 +45,10 @@ def make_net(spec: dict[str, Any]) -> Any:
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
+    with torch.no_grad():
+        # Logits as far apart as those of a trained net.
+        logits = net(torch.randn(2, 3, *net.input_size))
+        net.head_layer.weight.mul_(3 / float(logits.std()))
     return net
 
 

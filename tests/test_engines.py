@@ -284,6 +284,11 @@ def test_difference_in_words() -> None:
     a = torch.tensor([1.0, 2.0])
     assert difference(a + 5e-5, a) is None
     assert "differ by up to 0.01" in str(difference(a + 0.01, a))
+    wide, small = torch.tensor([[1000.0, 1.0], [1.0, 1.0]]), torch.tensor([0.0, 5e-3])
+    assert difference(wide + small * torch.tensor([[1.0], [0.0]]), wide) is None
+    assert "0.005" in str(difference(wide + small * torch.tensor([[0.0], [1.0]]), wide))
+    endless = torch.tensor([[torch.inf, 1.0]])
+    assert "0.5" in str(difference(endless + torch.tensor([[0.0, 0.5]]), endless))
     assert "(1,), not (2,)" in str(difference(a[:1], a))
     assert "inf" in str(difference(a * torch.nan, a))
     assert difference(torch.full((2,), torch.inf), torch.full((2,), torch.inf)) is None
