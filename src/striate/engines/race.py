@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,16 +31,18 @@ SHORT = 0.005
 
 @dataclass
 class Lane:
-    """One candidate at one shape: its engine, the seconds to build it, and those of its fastest pass.
+    """One candidate at one shape: its engine, the seconds to build it, and those of a pass.
 
-    The fastest, because whatever disturbs a pass makes it slower.
+    The median of the passes that count, else the fastest so far: a runtime whose threads wait for each other
+    is held up by any other work again and again, which its fastest pass does not show.
     """
 
     form: Form
     engine: Engine
     setup: float = 0.0
-    best: float = float("inf")
+    seconds: float = float("inf")
     turn: list[float] = field(default_factory=list)  # passes of the present turn
+    passes: list[float] = field(default_factory=list)  # those that count, of all turns
 
     def run(self, images: Tensor) -> tuple[Tensor, float]:
         """Outputs, and seconds."""
@@ -105,7 +108,7 @@ class Shape:
         if self.chosen is not self.plain:
             return self.chosen.engine(images)
         outputs, seconds = self.plain.run(images)
-        self.plain.best = min(self.plain.best, seconds)
+        self.plain.seconds = min(self.plain.seconds, seconds)
         if self.ground.forced is not None:
             self._force(images, outputs, others)
         elif left > 0:
@@ -135,7 +138,7 @@ class Shape:
         """After a pass of the net itself: go on with it, build what is known to be faster, or race."""
         if self.images == self.length and left >= FEW:
             return  # the first pass of all is slower than the others; there is time for a second look
-        spent, kinds = self.plain.best, self.ground.allowed
+        spent, kinds = self.plain.seconds, self.ground.allowed
         # Nothing is looked up for a job that is done before an engine could be built.
         self.decided = True
         if left * spent < 0.5 * min((kind.setup for kind in kinds.values()), default=0.0):
@@ -161,7 +164,7 @@ class Shape:
                 self._settle(self.lanes[-1])
 
     def _forms(self) -> list[Form]:
-        threads = {self.ground.threads, 1} if self.plain.best < SHORT else {self.ground.threads}
+        threads = {self.ground.threads, 1} if self.plain.seconds < SHORT else {self.ground.threads}
         return [
             Form(name, layout, count)
             for count in sorted(threads, reverse=True)
@@ -182,7 +185,7 @@ class Shape:
                 self.ground.note(f"{form}: {reason}")
         self.ground.source.release()
         self._kept = False
-        fastest = min(lane.best for lane in lanes)
+        fastest = min(lane.seconds for lane in lanes)
         self.lanes = self._without(lanes, HOPELESS * fastest)
         self._turn = self._round = 0
         if len(self.lanes) == 1:
@@ -204,7 +207,7 @@ class Shape:
                 time.perf_counter() - began - paid + (source.seconds_of(images) if kind.reads_graph else 0)
             )
             lane = Lane(form, engine, setup)
-            found, lane.best = lane.run(images)
+            found, lane.seconds = lane.run(images)
         except (RuntimeError, ValueError, TypeError, ImportError, StriateError) as error:
             raise Unusable(first_line(error)) from error
         reason = difference(found, wanted)
@@ -220,15 +223,14 @@ class Shape:
         outputs, seconds = lane.run(images)
         lane.turn.append(seconds)
         if len(lane.turn) >= PASSES and sum(lane.turn) >= TURN:
-            # The pass that compared the answers, a cold one, is forgotten with the first turn.
-            before = lane.best if self._round or lane is self.plain else float("inf")
-            lane.best = min(before, *lane.turn[1:])
+            lane.passes += lane.turn[1:]
+            lane.seconds = statistics.median(lane.passes)
             lane.turn.clear()
             self._turn += 1
         if self._turn == len(self.lanes):
             self._turn, self._round = 0, self._round + 1
-            fastest = min(self.lanes, key=lambda lane: lane.best)
-            self.lanes = self._without(self.lanes, BEHIND * fastest.best)
+            fastest = min(self.lanes, key=lambda lane: lane.seconds)
+            self.lanes = self._without(self.lanes, BEHIND * fastest.seconds)
             if len(self.lanes) == 1 or self._round >= ROUNDS:
                 self._settle(fastest)
         return outputs
@@ -236,12 +238,12 @@ class Shape:
     def _without(self, lanes: list[Lane], limit: float) -> list[Lane]:
         """The lanes that are not slower than a limit; the times of the others are kept."""
         for lane in lanes:
-            if lane.best > limit:
+            if lane.seconds > limit:
                 self._remember(lane)
-        return [lane for lane in lanes if lane.best <= limit]
+        return [lane for lane in lanes if lane.seconds <= limit]
 
     def _remember(self, lane: Lane) -> None:
-        self.record.timings[lane.form] = Timing(lane.setup, lane.best)
+        self.record.timings[lane.form] = Timing(lane.setup, lane.seconds)
 
     def _settle(self, winner: Lane) -> None:
         for lane in self.lanes:

@@ -145,7 +145,7 @@ def race(model: Model, images: Tensor) -> tuple[dict[str, float], list[str]]:
     timings: Mapping[Form, Timing | None] = shape.record.timings or {shape.plain.form: None}
     rates = {
         "the net as it is" if form == shape.plain.form else str(form): len(images)
-        / (shape.plain.best if timing is None else timing.seconds)
+        / (shape.plain.seconds if timing is None else timing.seconds)
         for form, timing in timings.items()
     }
     return rates, engines.lines()
