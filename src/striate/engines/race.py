@@ -19,8 +19,8 @@ from striate.engines.source import Source
 
 # A turn of a candidate lasts so many passes and seconds at least; its first pass finds the processors
 # still warm from the one before (threads that spin, caches) and does not count.
-PASSES, TURN = 2, 0.25
-ROUNDS = 3
+PASSES, TURN = 2, 0.4
+ROUNDS = 5
 # A candidate is out after its first pass if it is so much slower than the best, then after each round.
 HOPELESS, BEHIND = 2.0, 1.15
 # With fewer passes to come a choice is made after the first one.
@@ -33,8 +33,8 @@ SHORT = 0.005
 class Lane:
     """One candidate at one shape: its engine, the seconds to build it, and those of a pass.
 
-    The median of the passes that count, else the fastest so far: a runtime whose threads wait for each other
-    is held up by any other work again and again, which its fastest pass does not show.
+    The mean of the passes that count, else the fastest so far: a runtime whose threads wait for each other is
+    held up by any other work again and again, which its fastest and its median pass do not show.
     """
 
     form: Form
@@ -224,7 +224,7 @@ class Shape:
         lane.turn.append(seconds)
         if len(lane.turn) >= PASSES and sum(lane.turn) >= TURN:
             lane.passes += lane.turn[1:]
-            lane.seconds = statistics.median(lane.passes)
+            lane.seconds = statistics.fmean(lane.passes)
             lane.turn.clear()
             self._turn += 1
         if self._turn == len(self.lanes):
