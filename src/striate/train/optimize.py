@@ -44,7 +44,7 @@ def parameter_groups(net: nn.Module, weight_decay: float, *, decay_norms_and_bia
     return [group for group in groups if group["params"]]
 
 
-def with_rates(groups: Groups, net: nn.Module, rates: Mapping[str, float]) -> Groups:
+def by_rate(groups: Groups, net: nn.Module, rates: Mapping[str, float]) -> Groups:
     """The groups, split by the multiple of the learning rate that each parameter takes, its `lr_scale`.
 
     rates: pattern -> multiple. A pattern is the name of a parameter ("conv1.bias") or of what holds it
@@ -179,7 +179,7 @@ def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     make = OPTIMIZERS.get(recipe.optimizer)
     amount = recipe.weight_decay if own_decay(recipe) else 0.0
     groups = parameter_groups(net, amount, decay_norms_and_biases=recipe.decay_norms_and_biases)
-    return make(with_rates(groups, net, recipe.rates) if recipe.rates else groups, recipe)
+    return make(by_rate(groups, net, recipe.rates) if recipe.rates else groups, recipe)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
