@@ -24,7 +24,7 @@ from striate.train.recipe import Recipe
 
 ListKind = Literal[
     "nets", "layers", "initialisations", "stages", "weights", "formats", "augmentations", "inputs", "tasks",
-    "optimizers", "schedules", "samplers", "pruners", "protocols", "methods", "objectives",
+    "optimizers", "schedules", "samplers", "pruners", "protocols", "methods", "objectives", "engines",
 ]  # fmt: skip
 
 

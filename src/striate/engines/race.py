@@ -17,12 +17,13 @@ from striate.engines.engine import PLAIN, Engine, Form, Plain, Unusable, differe
 from striate.engines.record import Record, Timing
 from striate.engines.source import Source
 
-# A turn of a candidate lasts so many passes and seconds at least; its first pass finds the processors
-# still warm from the one before (threads that spin, caches) and does not count.
-PASSES, TURN = 2, 0.4
-ROUNDS = 5
-# A candidate is out after its first pass if it is so much slower than the best, then after each round.
-HOPELESS, BEHIND = 2.0, 1.15
+# A turn of a candidate is a pass that finds the processors still warm from the one before (threads that spin,
+# caches) and does not count, then passes for so many seconds, one at least.
+TURN = 0.4
+ROUNDS = 7
+# A candidate is out after its first pass if it is so much slower than the best; then after so many rounds, by
+# the median turn: one turn on a shared machine may be a third off.
+HOPELESS, BEHIND = 3.0, (1.6, 1.3, 1.15, 1.08)
 # With fewer passes to come a choice is made after the first one.
 FEW = 8
 # Passes shorter than this are tried with one thread too.
@@ -33,8 +34,9 @@ SHORT = 0.005
 class Lane:
     """One candidate at one shape: its engine, the seconds to build it, and those of a pass.
 
-    The mean of the passes that count, else the fastest so far: a runtime whose threads wait for each other is
-    held up by any other work again and again, which its fastest and its median pass do not show.
+    Before its first turn they are those of its fastest pass, then the median over turns of a turn's mean.
+    Within a turn the mean: a runtime whose threads wait for each other is held up again and again, which its
+    fastest and its median pass do not show. Over turns the median: other work comes and goes.
     """
 
     form: Form
@@ -42,7 +44,7 @@ class Lane:
     setup: float = 0.0
     seconds: float = float("inf")
     turn: list[float] = field(default_factory=list)  # passes of the present turn
-    passes: list[float] = field(default_factory=list)  # those that count, of all turns
+    turns: list[float] = field(default_factory=list)  # the mean pass of each one before
 
     def run(self, images: Tensor) -> tuple[Tensor, float]:
         """Outputs, and seconds."""
@@ -222,15 +224,16 @@ class Shape:
         lane = self.lanes[self._turn]
         outputs, seconds = lane.run(images)
         lane.turn.append(seconds)
-        if len(lane.turn) >= PASSES and sum(lane.turn) >= TURN:
-            lane.passes += lane.turn[1:]
-            lane.seconds = statistics.fmean(lane.passes)
+        if sum(counted := lane.turn[1:]) >= TURN:
+            lane.turns.append(statistics.fmean(counted))
+            lane.seconds = statistics.median(lane.turns)
             lane.turn.clear()
             self._turn += 1
         if self._turn == len(self.lanes):
-            self._turn, self._round = 0, self._round + 1
             fastest = min(self.lanes, key=lambda lane: lane.seconds)
-            self.lanes = self._without(self.lanes, BEHIND * fastest.seconds)
+            behind = BEHIND[min(self._round, len(BEHIND) - 1)]
+            self._turn, self._round = 0, self._round + 1
+            self.lanes = self._without(self.lanes, behind * fastest.seconds)
             if len(self.lanes) == 1 or self._round >= ROUNDS:
                 self._settle(fastest)
         return outputs

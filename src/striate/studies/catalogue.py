@@ -28,6 +28,7 @@ REGISTRIES = {
     "protocols": "striate.evaluate.protocols:PROTOCOLS",
     "methods": "striate.visualize.method:METHODS",
     "objectives": "striate.visualize.objectives:OBJECTIVES",
+    "engines": "striate.engines.engine:ENGINES",
 }
 
 

@@ -58,7 +58,7 @@ def ensemble(
     out: str | os.PathLike[str],
     average: str = "posteriors",
     data: str | None = None,
-    split: str = "test",
+    split: str | None = None,
     last: int = 0,
     **how: Any,
 ) -> Joined:
@@ -67,17 +67,19 @@ def ensemble(
     models: what `load` takes; a folder of runs or of .safetensors files stands for all of them, and a run
     alone that kept snapshots for those. average: "posteriors" keeps all nets in the file, "weights" gives
     one net; its batch norms are estimated anew from training images of `data`, or of the data that the
-    first run names. last: so many of the models at the end of the list only, 0 for all. how: as of
-    `evaluate`.
+    first run names. split: of `data`, "test" by default. last: so many of the models at the end of the list
+    only, 0 for all. how: as of `evaluate`.
 
     Raises:
-        StriateError: too few models, or models that do not fit each other; no training images where the
-            average of weights wants them.
+        StriateError: too few models, or models that do not fit each other; a split without data; no training
+            images where the average of weights wants them.
     """
     if average not in AVERAGES:
         raise unknown("average", average, AVERAGES)
     if last < 0 or last == 1:
         raise StriateError(f"last is {last}", allowed="0 for all, or at least 2")
+    if split is not None and data is None:
+        raise StriateError(f"split {split!r} of which data?", hint="give data to test the ensemble on")
     if Path(out).is_dir():
         raise StriateError(f"{str(out)!r} is a folder", hint="give a file, such as ensemble.safetensors")
     if Path(out).suffix != ".safetensors":
@@ -93,9 +95,10 @@ def ensemble(
     path = made.save(out)
     tested, notes = None, list[str]()
     if data is not None:
-        tested = evaluate(made, data, split=split, **how)
+        how["split"] = split or "test"
+        tested = evaluate(made, data, **how)
         if average == "weights":
-            notes = _gain(tested, [evaluate(one, data, split=split, **how) for one in loaded])
+            notes = _gain(tested, [evaluate(one, data, **how) for one in loaded])
     return Joined(path, average, tuple(map(str, given)), tested, tuple(notes))
 
 

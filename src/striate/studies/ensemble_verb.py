@@ -9,8 +9,9 @@ from striate.core.answer import Answer
 
 def ensemble(
     models: list[str], *, out: str = "ensemble.safetensors",
-    average: Literal["posteriors", "weights"] = "posteriors", data: str | None = None, split: str = "test",
-    last: int = 0, protocol: str = "center", batch: int = 64, threads: int = 0, device: str = "auto",
+    average: Literal["posteriors", "weights"] = "posteriors", data: str | None = None,
+    split: str | None = None, last: int = 0, protocol: str = "center", batch: int = 64, threads: int = 0,
+    device: str = "auto",
 ) -> Answer:  # fmt: skip
     """Join trained models into one: their posteriors averaged, or their weights.
 
@@ -19,7 +20,7 @@ def ensemble(
         out: the file to write
         average: posteriors keeps all nets in the file; weights gives one net, of members of one net
         data: test it on these data, against its best member; for weights also the training images
-        split: train, val, test or all
+        split: of the data to test it on: train, val, test (the default) or all
         last: so many of the models at the end of the list only; 0 takes all
         protocol: how it is tested, see 'striate list protocols'
         batch: images a forward pass of the test
