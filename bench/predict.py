@@ -5,9 +5,9 @@
 Every variant has a process of its own and goes from the same views, (N, H, W, 3) uint8, to logits. Rounds
 alternate over the variants; a turn runs passes for `--seconds` after two that do not count. Striate chooses
 by its own race, without a cache from before. A variant that is 1.3 times slower than the best in a round
-rests from then on. One JSON line a net and batch: images/s of each variant (median over the rounds), Striate's
-by that of the fastest by hand, the same for each round by the one that was fastest in it (which the luck of
-five draws favours), and the largest difference of a logit to PyTorch's.
+rests from then on. One JSON line a net and batch: images/s of each variant (median over the rounds), ours by
+that of the fastest by hand, the same for each round by the one that was fastest in it (which the luck of five
+draws favours), and the largest difference of a logit to PyTorch's.
 """
 
 from __future__ import annotations
