@@ -37,10 +37,9 @@ def test_by_hand():
 @pytest.mark.parametrize(
     ("name", "size"),
     [
-        ("linear", 28), ("mlp", 28), ("lenet5", 28), ("lenet5", 8), ("resnet20", 32), ("resnet9", 32),
-        ("vgg16", 224), ("vgg11_bn", 32), ("resnet18", 224), ("resnet50", 64), ("efficientnet_lite0", 224),
-        ("efficientnet_lite0", 33), ("alexnet", 224), ("googlenet", 224), ("inception_v3", 299),
-        ("squeezenet1_0", 224), ("mobilenet_v2", 224),
+        # Sizes other than those of tests/contract/test_cost_contract.py.
+        ("lenet5", 8), ("vgg11_bn", 32), ("vgg16", 224), ("resnet50", 64), ("efficientnet_lite0", 33),
+        ("googlenet", 224), ("inception_v3", 299),
     ],
 )  # fmt: skip
 def test_the_second_counter_agrees(name, size):

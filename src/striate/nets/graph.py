@@ -14,7 +14,7 @@ from striate.core.errors import StriateError
 from striate.nets.geometry import ask
 from striate.nets.net import Size
 from striate.nets.taps import shadow
-from striate.nets.tracker import FAILURES
+from striate.nets.tracker import FAILURES, Outlined
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def steps(net: nn.Module, size: Size | None = None, in_channels: int | None = No
     shapes = _Shapes(fx.GraphModule(root, graph))
     kind = next((t.dtype for t in net.parameters() if t.is_floating_point()), torch.float32)
     try:
-        with torch.no_grad():
+        with torch.inference_mode(), Outlined():  # type: ignore[no-untyped-call]
             shapes.run(torch.empty(1, channels, *height_width, device="meta", dtype=kind))
     except (*FAILURES, StriateError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
