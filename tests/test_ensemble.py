@@ -433,7 +433,7 @@ def test_bagged_nets_see_other_images(tmp_path: Path) -> None:
     ]
     means = [load(run.path).preprocess.mean for run in runs]
     assert means[0] != means[1]
-    with pytest.raises(StriateError, match="of which data"):
+    with pytest.raises(StriateError, match="is given without data"):
         ensemble([tmp_path], out=tmp_path / "e.safetensors", split="val")
     joined = ensemble([tmp_path], out=tmp_path / "e.safetensors", data=None)
     assert load(joined.path).names == ("seed-0", "seed-1")

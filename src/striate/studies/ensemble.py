@@ -79,7 +79,7 @@ def ensemble(
     if last < 0 or last == 1:
         raise StriateError(f"last is {last}", allowed="0 for all, or at least 2")
     if split is not None and data is None:
-        raise StriateError(f"split {split!r} of which data?", hint="give data to test the ensemble on")
+        raise StriateError(f"split {split!r} is given without data", hint="give the data that it is of")
     if Path(out).is_dir():
         raise StriateError(f"{str(out)!r} is a folder", hint="give a file, such as ensemble.safetensors")
     if Path(out).suffix != ".safetensors":
