@@ -45,10 +45,11 @@ def test_the_dense_form_of_the_summing_net_by_hand():
     assert torch.equal(form(torch.ones(1, 1, 6, 8))[0, 1], torch.full((2, 3), 18.0))
 
 
-def test_each_position_is_the_classifier_on_its_window():
+@pytest.mark.parametrize("options", [{}, {"drop_connect": 0.5}])
+def test_each_position_is_the_classifier_on_its_window(options):
     """Without padding the map is exactly the classifier, window by window, at the net's stride."""
     torch.manual_seed(0)
-    net = create_net("lenet5", 10, 1, size=32).eval()
+    net = create_net("lenet5", 10, 1, size=32, **options).eval()
     form = dense(net)
     picture = torch.randn(1, 1, 44, 40)
     stride = next(info for info in stage_geometry(form) if info.name == "fc5").stride

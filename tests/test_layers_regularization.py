@@ -11,7 +11,13 @@ from torch import Tensor
 
 from striate.core.errors import StriateError
 from striate.layers import regularization
-from striate.layers.regularization import ACTIVATIONS, DropConnectLinear, DropPath, expectation
+from striate.layers.regularization import (
+    ACTIVATIONS,
+    DropConnectLinear,
+    DropConnectWindows,
+    DropPath,
+    expectation,
+)
 
 SAMPLES = 20_000
 
@@ -193,3 +199,22 @@ def test_drop_path_keeps_the_mean_and_drops_whole_examples():
 def test_mistakes_are_named(build, message):
     with pytest.raises(StriateError, match=message):
         build()
+
+
+def test_windows_drop_connections_as_the_layer_does_on_each() -> None:
+    """Both modes, from the same seed; as many units as inputs, which tells a window from a vector."""
+    torch.manual_seed(0)
+    layer = DropConnectLinear(12, 12, 0.3, activation="relu").double()
+    windows = DropConnectWindows(layer, (2, 2))
+    maps = torch.randn(2, 3, 4, 3, dtype=torch.float64)
+    places = torch.stack(
+        [maps[i, :, r : r + 2, c : c + 2].flatten() for i in range(2) for r in range(3) for c in range(2)]
+    )
+    for mode in (True, False):
+        torch.manual_seed(1)
+        wanted = layer.train(mode)(places)
+        torch.manual_seed(1)
+        found = windows.train(mode)(maps)
+        torch.testing.assert_close(found.permute(0, 2, 3, 1).reshape(-1, 12), wanted)
+    with pytest.raises(StriateError, match="windows of 5 x 1 for a layer of 12 inputs"):
+        DropConnectWindows(layer, (5, 1))

@@ -314,6 +314,8 @@ def test_a_study_is_joined_without_saying_anything_and_refuses_what_differs(
         ({"lr": 0.1}, "lr is both given and searched"),
         ({"space": {"net": "lenet5,lenet6"}}, "unknown net 'lenet6'"),
         ({"net": "lenet5", "space": {"net_options.wdth": "1,2"}}, "unknown option of net"),
+        ({"space": {"net_options.wdth": "1,2"}}, "unknown option of net 'resnet20' 'wdth'"),
+        ({"net_options": {"wdth": 3}}, "unknown option of net 'resnet20' 'wdth'"),
         ({"val": 0.0}, "a search needs validation images; give --val 0.1"),
         ({"space": None}, "no search space given"),
     ],

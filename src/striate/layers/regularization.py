@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -118,26 +119,62 @@ class DropConnectLinear(nn.Module):
         """Drop connections in training, average over them in evaluation."""
         act = ACTIVATIONS[self.activation]
         if self.rate == 0:
-            y = F.linear(x, self.weight, self.bias)
+            y = self._summed(x, self.weight, self.bias)
         elif self.training:
-            y = masked_linear(x, self.weight, self.bias, self.rate)
+            y = self._masked(x)
         else:
             return self._expected(x)
         return act(y) if act is not None else y
 
     def _expected(self, x: Tensor) -> Tensor:
         keep = 1 - self.rate
-        mean = keep * F.linear(x, self.weight, self.bias)
+        mean = keep * self._summed(x, self.weight, self.bias)
         if self.activation == "linear":
             return mean
         energy = None if self.bias is None else self.bias.square()
-        variance = keep * self.rate * F.linear(x.square(), self.weight.square(), energy)
+        variance = keep * self.rate * self._summed(x.square(), self.weight.square(), energy)
         # A unit without inputs has no spread; the root has an infinite slope there.
         return expectation(self.activation, mean, variance.clamp_min(1e-12).sqrt())
+
+    def _summed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def _masked(self, x: Tensor) -> Tensor:
+        return masked_linear(x, self.weight, self.bias, self.rate)
 
     def extra_repr(self) -> str:
         """Sizes, rate and activation, for printing."""
         return f"{self.in_features}, {self.out_features}, rate={self.rate:g}, {self.activation}"
+
+
+class DropConnectWindows(DropConnectLinear):
+    """DropConnectLinear on the window at every place of a map: (N, C, H, W) -> (N, out, h, w), stride 1.
+
+    The layer's weights, copied, in its order of a window: channel by channel, row by row. In training every
+    place of every picture is an example with masks of its own.
+
+    Raises:
+        StriateError: the windows have another number of values than the layer takes.
+    """
+
+    def __init__(self, layer: DropConnectLinear, kernel: tuple[int, int]) -> None:
+        nn.Module.__init__(self)
+        if layer.in_features % (kernel[0] * kernel[1]):
+            raise StriateError(
+                f"windows of {kernel[0]} x {kernel[1]} for a layer of {layer.in_features} inputs",
+                allowed="windows whose pixels divide the inputs",
+            )
+        self.in_features, self.out_features, self.kernel = layer.in_features, layer.out_features, kernel
+        self.rate, self.activation = layer.rate, layer.activation
+        self.weight, self.bias = copy.deepcopy(layer.weight), copy.deepcopy(layer.bias)
+
+    def _summed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, weight.view(self.out_features, -1, *self.kernel), bias)
+
+    def _masked(self, x: Tensor) -> Tensor:
+        windows = x.unfold(2, self.kernel[0], 1).unfold(3, self.kernel[1], 1)
+        places = windows.permute(0, 2, 3, 1, 4, 5).flatten(3)
+        return masked_linear(places, self.weight, self.bias, self.rate).permute(0, 3, 1, 2)
 
 
 def expectation(activation: str, mean: Tensor, std: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from striate.core.errors import StriateError
 from striate.layers.pooling import GlobalAveragePool, GlobalMaxPool
+from striate.layers.regularization import DropConnectLinear, DropConnectWindows
 from striate.nets.ablation import Ablated as Ablated
 from striate.nets.ablation import ablate as ablate
 from striate.nets.ablation import check_chain
@@ -24,6 +25,7 @@ from striate.nets.tracker import FAILURES
 Shape = tuple[int, ...]
 GLOBAL_MEANS = (GlobalAveragePool, nn.AdaptiveAvgPool2d)
 GLOBAL_MAXIMA = (GlobalMaxPool, nn.AdaptiveMaxPool2d)
+LINEAR = (nn.Linear, DropConnectLinear)
 
 
 class Dense(Net):
@@ -74,7 +76,7 @@ def dense(net: Net) -> Dense:
             made = _on_map(info.name, module, shape, info.shape)
         else:
             made = _on_vector(info.name, module, was)
-            if type(module) is nn.Linear or info.shape != shape:
+            if type(module) in LINEAR or info.shape != shape:
                 was = (info.shape[0], 1, 1)
         if made is not None:
             stages.append((info.name, made.train(module.training)))
@@ -127,24 +129,27 @@ def _on_vector(name: str, module: nn.Module, was: Shape) -> nn.Module:
             if module.bias is not None:
                 conv.bias = _parameter(module.bias.detach(), module.bias)
         return conv
+    if type(module) is DropConnectLinear:
+        return DropConnectWindows(module, (was[1], was[2]))
     if type(module) is nn.BatchNorm1d and was[1:] == (1, 1):
         norm = nn.BatchNorm2d(
             module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
         ).to(next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu")))
         norm.load_state_dict(module.state_dict())
         return norm
-    inner = [layer for layer in module.children() if type(layer) is nn.Linear]
+    inner = [layer for layer in module.children() if type(layer) in LINEAR]
     if isinstance(module, nn.Sequential) and inner:
         made = nn.Sequential()
         for key, layer in module.named_children():
             part = _on_vector(f"{name}.{key}", layer, was)
             made.add_module(key, part)
-            was = (layer.out_features, 1, 1) if isinstance(layer, nn.Linear) else was
+            was = (layer.out_features, 1, 1) if isinstance(layer, LINEAR) else was
         return made
     if not _position_by_position(module, was):
         raise StriateError(
             f"stage {name!r} ({type(module).__name__}) has no dense form",
-            allowed="Linear, BatchNorm1d, and layers without weights that treat every position alike",
+            allowed="Linear, DropConnectLinear, BatchNorm1d, and layers without weights that treat every"
+            " position alike",
         )
     return copy.deepcopy(module)
 

@@ -22,7 +22,7 @@ from striate.data.samples import Dataset
 from striate.train.journal import open_study
 from striate.train.recipe import FREE, Recipe
 from striate.train.samplers import PRUNERS, SAMPLERS, optuna
-from striate.train.setup import check_names, training_splits
+from striate.train.setup import check_names, settle, training_splits
 from striate.train.space import STUDY, Dimension, Space, parse, told
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ class Study:
             raise StriateError("no data given", hint="give a folder of images, an archive, a .csv or a name")
         study = cls._described(folder, base, named, space, sampler or SAMPLER, pruner or PRUNER)
         study._open(data)
+        study._check_settled()
         with Turn(folder / TURN):
             if (folder / STUDY).exists():
                 return cls.open(folder)._joined(study._data, base, named, space)
@@ -259,6 +260,20 @@ class Study:
             )
         if training_splits(self._data, asked)[1] is None:
             raise StriateError("a search needs validation images", hint="give --val 0.1")
+
+    def _check_settled(self) -> None:
+        """What is searched fits the net that the data settle on, where one net is chosen for all trials.
+
+        Raises:
+            StriateError: the net does not know an option, or not such a value.
+        """
+        if self.recipe.net != "auto" or "net" in self.space.names:
+            return
+        count = len(training_splits(self.data(), self.recipe)[0])
+        for dimension in self.space.dimensions:
+            for value in dimension.ends():
+                asked = self.space.recipe(self.recipe, {dimension.name: value})
+                check_names(settle(asked, self.data(), count))
 
     # --- its parts --------------------------------------------------------------------------------------
 
