@@ -149,6 +149,54 @@ def test_what_was_measured_is_kept_and_used_without_a_race(clock: Ticks) -> None
     assert shape_of(engines).chosen.form.engine == "newer"
 
 
+def test_a_single_cold_pass_decides_nothing_for_good(clock: Ticks) -> None:
+    """Neither of the engine that won a race before, nor of one that was never raced."""
+    net = Ticking(clock, 1.0)
+
+    class Cold(fake(0.2)):  # type: ignore[misc]
+        def __call__(self, images: Tensor) -> Tensor:
+            if not self.warm:
+                clock.now += 5.0
+            self.warm = True
+            return super().__call__(images)
+
+        warm = False
+
+    run(choice(net, swift=fake(0.2), other=fake(0.5)), 40, of=100)
+    for _ in range(2):
+        engines = choice(net, swift=Cold, other=fake(0.5))
+        run(engines, 5, of=100)
+        assert shape_of(engines).chosen.form.engine == "swift"
+    # One that seems hopeless is built by three processes, then given up.
+    net = Ticking(clock, 1.0)
+    builds = []
+    for _ in range(5):
+        slow = fake(9.0)
+        run(choice(net, slow=slow), 20, of=100)
+        builds.append(slow.built)  # type: ignore[attr-defined]
+    assert builds == [1, 1, 1, 0, 0]
+    # One that was merely cold gets its race the next time.
+    net = Ticking(clock, 1.0)
+    Cold.warm = False
+    run(choice(net, swift=Cold), 20, of=100)
+    engines = choice(net, swift=fake(0.2))
+    run(engines, 40, of=100)
+    assert shape_of(engines).chosen.form.engine == "swift"
+
+
+def test_what_one_set_of_weights_rules_out_is_tried_with_another(clock: Ticks) -> None:
+    net = Ticking(clock, 1.0)
+    engines = choice(net, swift=fake(0.2, off=1.0))
+    run(engines, 20, of=100)
+    assert "differ by up to 1" in engines.notes[0]
+    for weight, builds in ((1.0, 0), (2.0, 1)):
+        with torch.no_grad():
+            net.weight.fill_(weight)
+        swift = fake(0.2)
+        run(choice(net, swift=swift), 20, of=100)
+        assert swift.built == builds  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("passes", [1, 2, 3])
 def test_a_short_job_builds_nothing(clock: Ticks, passes: int) -> None:
     net, swift = Ticking(clock, 0.1), fake(0.01)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from striate.core.errors import StriateError
 from striate.engines import record as records
 from striate.engines.engine import PLAIN, Engine, Form, Plain, Unusable, difference
-from striate.engines.record import Record, Timing
+from striate.engines.record import SURE, Record
 from striate.engines.source import Source
 
 # A turn of a candidate is a pass that finds the processors still warm from the one before (threads that spin,
@@ -91,6 +91,7 @@ class Shape:
         self._about: dict[str, Any] | None = None
         self.decided = False  # whether the net itself goes on, for as long as nothing changes
         self._turn = self._round = 0
+        self._tried: set[Form] = set()  # built by this process: once is enough
         self._kept = True
 
     @property
@@ -148,11 +149,10 @@ class Shape:
         if self._about is None:
             ground = self.ground
             self._about = records.key(ground.net, self.key, ground.device, ground.threads)
-            self.record = records.load(self._about)
-        before = self.record.timings.get(PLAIN)
-        spent = spent if before is None else min(spent, before.seconds)
-        self.record.timings[PLAIN] = Timing(0.0, spent)
-        known = {*self.record.timings, *self.record.dropped}
+            self.record = records.load(self._about).only_for(ground.net)
+        self.record.add(PLAIN, 0.0, spent, 0)
+        spent = min(spent, self.record.timings[PLAIN].seconds)
+        known = self.record.known() | self._tried
         fresh = [
             form
             for form in self._forms()
@@ -161,7 +161,7 @@ class Shape:
         best = self.record.best(left, [PLAIN.engine, *kinds])
         self.decided = not fresh and best == PLAIN
         if not self.decided:
-            self._open([*([best] if best != PLAIN else []), *fresh], images, wanted)
+            self._open([*({best} - {PLAIN, *fresh}), *fresh], images, wanted)
             if not fresh and self.lanes:
                 self._settle(self.lanes[-1])
 
@@ -178,12 +178,12 @@ class Shape:
     def _open(self, forms: list[Form], images: Tensor, wanted: Tensor) -> None:
         """Build candidates; those that cannot run the net, or answer otherwise, are dropped with a note."""
         lanes = [self.plain]
+        self._tried.update(forms)
         for form in forms:
             try:
                 lanes.append(self._build(form, images, wanted))
             except Unusable as reason:
-                self.record.timings.pop(form, None)
-                self.record.dropped[form] = str(reason)
+                self.record.drop(form, str(reason), self.ground.net)
                 self.ground.note(f"{form}: {reason}")
         self.ground.source.release()
         self._kept = False
@@ -210,6 +210,9 @@ class Shape:
             )
             lane = Lane(form, engine, setup)
             found, lane.seconds = lane.run(images)
+            before = self.record.timings.get(form)
+            if before is not None and before.trials >= SURE:
+                lane.seconds = before.seconds  # one pass, perhaps a cold one, does not change that
         except (RuntimeError, ValueError, TypeError, ImportError, StriateError) as error:
             raise Unusable(first_line(error)) from error
         reason = difference(found, wanted)
@@ -246,7 +249,7 @@ class Shape:
         return [lane for lane in lanes if lane.seconds <= limit]
 
     def _remember(self, lane: Lane) -> None:
-        self.record.timings[lane.form] = Timing(lane.setup, lane.seconds)
+        self.record.add(lane.form, lane.setup, lane.seconds, len(lane.turns))
 
     def _settle(self, winner: Lane) -> None:
         for lane in self.lanes:
