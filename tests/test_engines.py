@@ -412,6 +412,16 @@ def test_evaluate_counts_the_same_on_every_engine() -> None:
     assert not any(note.startswith("engine") for note in wanted.notes)
 
 
+@needs_runtime
+def test_a_wanted_engine_that_a_protocol_cannot_use_is_told() -> None:
+    model = conv_model()
+    data = Dataset(
+        "set", "classification", model.classes, [Split.from_arrays("test", np.stack(pictures(3)), [0, 1, 0])]
+    )
+    notes = evaluate(model, data, engine="onnxruntime", protocol="dense", threads=1).notes
+    assert any("'onnxruntime' was not used" in note for note in notes)
+
+
 def test_evaluation_outside_of_a_pass_runs_the_net_itself() -> None:
     model = conv_model()
     model.engine = "auto"

@@ -41,6 +41,16 @@ def test_filters_keep_their_norm_and_other_tensors_step_as_sgd_does() -> None:
         assert torch.allclose(now, old - 0.5 * now.grad, atol=1e-6)
 
 
+def test_a_rate_of_zero_keeps_filters_as_they_are() -> None:
+    net = nn.Sequential(nn.Conv2d(2, 4, 3))
+    optimizer = build_optimizer(net, Recipe(optimizer="muon", rates={"*": 0.0}))
+    set_rate(optimizer, 0.1)
+    before = [p.detach().clone() for p in net.parameters()]
+    net(torch.randn(3, 2, 3, 3)).square().sum().backward()
+    optimizer.step()
+    assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
+
+
 def test_rates_of_parts_are_multiples_of_the_others_rate() -> None:
     net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(4, 2))
     optimizer = build_optimizer(net, Recipe(optimizer="muon", rates={"0.*": 2.0, "2.bias": 3.0}))

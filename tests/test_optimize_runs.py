@@ -156,6 +156,13 @@ def test_the_range_test_reads_the_loss_of_each_step() -> None:
     assert found.suggested == pytest.approx(0.1 * found.lowest, rel=0.05)
 
 
+def test_the_range_test_tells_the_rate_of_the_recipe_not_of_a_part() -> None:
+    job = small_job(small_net(), rates={"*": 10.0})
+    found = run_test(job, steps=6)
+    assert found.rates[0] == pytest.approx(1e-5)
+    assert {group["lr_scale"] for group in job.optimizer.param_groups} == {10.0}
+
+
 def fed(losses: list[float]) -> Watch:
     watch = Watch(len(losses))
     with contextlib.suppress(Enough):

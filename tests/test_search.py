@@ -194,6 +194,18 @@ def test_an_interrupted_trial_goes_to_the_next_worker_in_its_own_folder(
     records = run(digits, tmp_path / "s", 4).records()
     assert [r.state for r in records] == ["finished", "finished", "lost", "finished", "finished"]
     assert records[3].retry_of == 2
+    # Stopping in good order is no crash: it may happen as often as it likes.
+
+    def halted(*_: Any, **__: Any) -> Run:
+        raise Interrupted(signal.SIGTERM, "")
+
+    monkeypatch.setattr(session, "train", halted)
+    for _ in range(room.TRIES + 1):
+        with pytest.raises(Interrupted):
+            run(digits, tmp_path / "s", 5)
+    monkeypatch.setattr(session, "train", train)
+    states = [r.state for r in run(digits, tmp_path / "s", 5).records()]
+    assert states.count("finished") == 5
     assert records[3].settings == records[2].settings
     assert (Path(records[3].folder) / "half").exists()
     assert not Path(records[2].folder).exists()

@@ -7,6 +7,7 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,6 +127,23 @@ def test_a_rehearsal_writes_nothing(folder: Path, tmp_path: Path) -> None:
     told = job.train_verb(str(folder), QUICK, out=str(tmp_path / "run"), dry_run=True)
     assert told.lines()[-1].startswith("dry run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"resume": "nowhere"}, "no folder 'nowhere' to resume"),
+        ({"resume": True}, "name their folder with --out"),
+        ({"resume": ".", "out": "there"}, "give one of them"),
+    ],
+)
+def test_repeats_are_resumed_where_they_are_or_not_at_all(
+    how: dict[str, Any], words: str, folder: Path
+) -> None:
+    with pytest.raises(StriateError, match=words):
+        job.train_verb(str(folder), QUICK, repeats=2, **how)
+    with pytest.raises(StriateError, match="a search takes no repeats, range test or resume"):
+        job.train_verb(str(folder), QUICK, search=2, **how)
 
 
 def test_the_command_in_the_report_gives_the_same_settings() -> None:

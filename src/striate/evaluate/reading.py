@@ -85,7 +85,12 @@ def run_over(runner: Runner, split: Split, take: Take, threads: int | None) -> P
         counted: float | None = runner.multiply_adds()
     except (StriateError, ImportError):
         counted = None
-    return Pass(tuple(bad), runner.views_per_image, counted, seconds, waited, tuple(engines.lines()))
+    told = engines.lines()
+    if not engines.seen and runner.model.engine not in ("auto", "eager"):
+        told.append(
+            f"engine {runner.model.engine!r} was not used: this protocol runs a form of the net in PyTorch"
+        )
+    return Pass(tuple(bad), runner.views_per_image, counted, seconds, waited, tuple(told))
 
 
 def check_counts(batch: object, threads: object) -> None:

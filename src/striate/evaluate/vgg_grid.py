@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from striate.core.errors import StriateError
+from striate.data.augment import parse
+from striate.data.augment_geometry import ScaleJitter
+from striate.data.augmentations import RandomResizedCrop
 from striate.evaluate.center import Center
 from striate.evaluate.dense import Dense
 from striate.evaluate.grid import Grid
@@ -65,16 +68,15 @@ def training_sides(model: Model) -> tuple[int, int]:
     fixed = round(own / model.preprocess.crop)
     recipe = model.card.get("recipe")
     text = str(recipe.get("augment", "")) if isinstance(recipe, Mapping) else ""
-    area = re.search(r"random-resized-crop\((?:[^()]*?scale=)?([\d.]+)", text)
-    if area or "random-resized-crop" in text:
-        try:
-            share = float(area.group(1)) if area else 0.08
-        except ValueError:
-            return fixed, fixed
-        return (own, max(own, round(own / share**0.5))) if 0 < share <= 1 else (fixed, fixed)
-    sides = re.search(r"scale-jitter\((?:[^()\d]*)(\d+)(?:[^()\d]+(\d+))?", text)
-    if sides:
-        return int(sides.group(1)), int(sides.group(2) or sides.group(1))
+    try:
+        steps = parse("none" if text == "auto" else text or "none").steps
+    except StriateError:  # a card of another version
+        return fixed, fixed
+    for step in steps:
+        if isinstance(step, RandomResizedCrop):
+            return own, max(own, round(own / step.scale**0.5))
+        if isinstance(step, ScaleJitter):
+            return step.low, step.high or step.low
     return fixed, fixed
 
 

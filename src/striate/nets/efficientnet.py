@@ -142,7 +142,7 @@ def efficientnet_lite0(
 ) -> Net:
     """EfficientNet-Lite0: sixteen inverted residual blocks, ReLU6, TensorFlow's padding; 4.65 M parameters.
 
-    `dropout` precedes the head; `drop_path` is the rate of the last block, rising linearly from 0. `width`
+    `dropout` precedes the head; block i of L, from 0, drops its branch at the rate `drop_path` i / L. `width`
     multiplies all numbers of maps. `form` is "tensorflow" (its "same" padding, batch norms with eps 1e-3),
     or "pytorch" (symmetric padding, eps 1e-5), of weights that were trained there. Pictures of at most 64
     pixels are not reduced by the stem and by block2a.

@@ -165,8 +165,8 @@ def mobilenet_v2(
     """MobileNet-v2: seventeen bottlenecks with inverted residuals, ReLU6; 3.5 M parameters.
 
     `width` is the paper's width multiplier (1.4, 0.75, 0.5, 0.35 ...), which the last convolution follows
-    above 1 only. `dropout` precedes the head; `drop_path` is the rate of the last block, rising linearly
-    from 0. Pictures of at most 64 pixels are not reduced by the stem and by bottleneck2a.
+    above 1 only. `dropout` precedes the head; block i of L, from 0, drops its branch at the rate
+    `drop_path` i / L. Pictures of at most 64 pixels are not reduced by the stem and by bottleneck2a.
 
     Raises:
         StriateError: a rate outside of 0 to 0.99, or a width outside of 0.05 to 4.

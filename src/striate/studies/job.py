@@ -121,8 +121,11 @@ def train_verb(
     if search or any(value is not None for value in searching.values()):
         from striate.studies.search import search_verb
 
-        if repeats != 1 or range_test:
-            raise StriateError("a search takes neither repeats nor a range test", hint="leave them out")
+        if repeats != 1 or range_test or resume:
+            raise StriateError(
+                "a search takes no repeats, range test or resume",
+                hint="leave them out; a search goes on where it is started again with the same --out",
+            )
         return search_verb(
             data, recipe, trials=search, out=out, dry_run=dry_run, report=report, given=given, **searching
         )
@@ -141,7 +144,15 @@ def train_verb(
     if repeats == 1:
         return train_and_report(data, recipe, out=out, resume=resume, report=report, given=given)
     assert data is not None
-    folder = out or str(session.find_folder(data, recipe, None, False))
+    if resume is True and out is None:
+        raise StriateError("resume does not say which repeats", hint="name their folder with --out")
+    if isinstance(resume, str) and not Path(resume).is_dir():
+        raise StriateError(f"there is no folder {resume!r} to resume", hint="check the path")
+    if isinstance(resume, str) and out is not None and Path(out) != Path(resume):
+        raise StriateError(f"out is {out!r}, but {resume!r} is to be resumed", hint="give one of them")
+    folder = out or (
+        resume if isinstance(resume, str) else str(session.find_folder(data, recipe, None, False))
+    )
     result = session.train_repeats(data, recipe, repeats=repeats, out=folder, resume=bool(resume))
     if report:
         for each in result.folders:

@@ -52,7 +52,7 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             for weight in group["params"]:
-                if weight.grad is None:
+                if weight.grad is None or not group["lr"]:  # filters are rescaled: a rate of 0 must keep them
                     continue
                 state = self.state[weight]
                 if not state:

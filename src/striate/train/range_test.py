@@ -18,7 +18,7 @@ from striate.core.results import Result
 from striate.core.runs import next_folder
 from striate.data.samples import Dataset
 from striate.train.devices import place, threads
-from striate.train.fit import Job, fit
+from striate.train.fit import Job, fit, rate_at
 from striate.train.optimize import OPTIMIZERS
 from striate.train.recipe import Recipe
 from striate.train.schedules import Plan
@@ -140,7 +140,7 @@ class Watch:
             total, batches = float(job.state.loss), job.state.batch
             loss = (total - self._before[0]) / (batches - self._before[1])
             self._before = (total, batches)
-            self.take(job.optimizer.param_groups[0]["lr"], loss)
+            self.take(rate_at(job, job.state.step - 1), loss)
 
     def take(self, rate: float, loss: float) -> None:
         """Note the loss of one step at its rate.

@@ -76,7 +76,8 @@ def tpe(asked: Asked) -> BaseSampler | None:
 def gp(asked: Asked) -> BaseSampler | None:
     """A Gaussian process (Matern 5/2) with log expected improvement (Ament et al. 2023, arXiv:2310.20708).
 
-    The first ten trials are random. For a few dozen trials and few settings.
+    The first ten trials are random. For a few dozen trials and few settings. Trials that failed or were
+    ended early tell it nothing.
     """
     return optuna().samplers.GPSampler(seed=asked.seed)  # type: ignore[no-any-return]
 

@@ -155,8 +155,9 @@ class Worker:
                 self.give_up(trial)
 
     def give_up(self, trial: FrozenTrial) -> None:
-        """Mark a trial as lost and put its settings up again, but not a fourth time."""
-        attempt = int(trial.user_attrs.get("attempt", 1))
+        """Mark a trial as lost and put its settings up again; after three crashes no more."""
+        handed_on = bool(trial.user_attrs.get("handed_on"))
+        attempt = int(trial.user_attrs.get("attempt", 1)) - handed_on
         again = attempt < TRIES and len(trial.params) == len(self.study.space.names)
         if again and not any(other.user_attrs.get("retry_of") == trial.number for other in self.all()):
             # First put up, then marked: a kill in between loses nothing, and the next worker marks it.
@@ -221,10 +222,11 @@ class Worker:
             except Lost:
                 self.show.line(f"trial {trial.number}: taken for dead, and done by another worker")
             except Interrupted as stopped:
+                trial.set_user_attr("handed_on", True)
                 self.hand_back(trial)
                 raise Interrupted(stopped.signal, str(self.study.folder)) from stopped
             except (StriateError, MemoryError, torch.cuda.OutOfMemoryError) as error:
-                # Told as ended early, with no score: samplers then count these settings among the worst.
+                # Told as ended early, with no score: tpe then counts these settings among the worst.
                 reason = " ".join(str(error).split()) or "out of memory"
                 trial.set_user_attr("error", reason)
                 self.tell(trial, f"ended by an error: {reason}", state=self.states.PRUNED)
@@ -283,7 +285,7 @@ class Worker:
 def counts(trial: FrozenTrial, states: Any) -> bool:
     """Whether a trial is one of those asked for: lost ones that were put up again are not."""
     if trial.state == states.FAIL:
-        return int(trial.user_attrs.get("attempt", 1)) >= TRIES
+        return int(trial.user_attrs.get("attempt", 1)) >= TRIES and not trial.user_attrs.get("handed_on")
     return bool(trial.state != states.WAITING)
 
 

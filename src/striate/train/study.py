@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 TRIALS, LEASES, TURN = "trials", "leases", "turn"
 SAMPLER, PRUNER = "tpe", "median"
 # Settings that each worker may have its own way: they belong to its machine.
-OWN = (*FREE, "threads", "device", "mode")
+OWN = (*FREE, "threads", "device")
 FEWEST = 4  # finished trials that importances need
 STATES = {
     "COMPLETE": "finished", "PRUNED": "ended early", "FAIL": "lost", "RUNNING": "running",
