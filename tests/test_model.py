@@ -156,6 +156,7 @@ def test_a_bad_image_is_raised_or_listed(tmp_path: Path) -> None:
         ({"top": 0}, "top is 0"),
         ({"batch": 0}, "batch is 0"),
         ({"threads": -1}, "threads is -1"),
+        ({"threads": 100_000}, "threads is 100000; allowed: a whole number from 0 to"),
         ({"on_error": "ignore"}, "on-error"),
         ({"device": "abacus"}, "device 'abacus'"),
     ],

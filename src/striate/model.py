@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from striate import __version__, modelfile
 from striate.core.errors import BadImage, BadModelFile, StriateError, unknown
-from striate.core.machine import processors
+from striate.core.machine import check_threads, processors
 from striate.core.results import plain
 from striate.core.runs import MODEL
 from striate.data.preprocess import Preprocess
@@ -203,7 +203,8 @@ class Model:
 
         With on_error="skip" the answer for an unreadable image is its BadImage. Raises as `predict` does.
         """
-        for name, value, least in (("batch", batch, 1), ("top", top, 1), ("threads", threads or 0, 0)):
+        check_threads(threads)
+        for name, value, least in (("batch", batch, 1), ("top", top, 1)):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise StriateError(f"{name} is {value!r}", allowed=f"a whole number, at least {least}")
         if on_error not in ON_ERROR:

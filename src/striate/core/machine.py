@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from striate.core.errors import StriateError
+
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 # Whether large blocks stay on the heap.
 _kept = False
@@ -19,6 +21,23 @@ def processors() -> int:
     with contextlib.suppress(AttributeError):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def check_threads(count: int | None, name: str = "threads") -> int:
+    """The number of threads or processes that is asked for, 0 for None.
+
+    Raises:
+        StriateError: below 0, or so many that the machine would do nothing else: above 64 and four times its
+            processors.
+    """
+    most = max(64, 4 * processors())
+    if count is None:
+        return 0
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= most:
+        raise StriateError(
+            f"{name} is {count!r}", allowed=f"a whole number from 0 to {most:,} on this machine"
+        )
+    return count
 
 
 def keep_heap() -> bool:

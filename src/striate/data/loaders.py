@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from striate.core.errors import StriateError, unknown
-from striate.core.machine import processors
+from striate.core.machine import check_threads, processors
 from striate.data.augment import Pipeline, parse
 from striate.data.augment_mix import Mixing
 from striate.data.buffers import Buffers
@@ -80,10 +80,10 @@ class Loader:
         for name, value, low in (
             ("batch", batch, 1),
             ("prefetch", prefetch, 1),
-            ("workers", workers or 0, 0),
         ):
             if not isinstance(value, int) or value < low:
                 raise StriateError(f"{name} is {value!r}", allowed=f"a whole number of at least {low}")
+        check_threads(workers, "workers")
         if not 0 <= rank < world:
             raise StriateError(f"rank is {rank} of {world}", allowed=f"0 to {world - 1}")
         self.split, self.preprocess, self.batch, self.seed, self.train = split, preprocess, batch, seed, train

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from striate.core.errors import BadImage, StriateError
-from striate.core.machine import processors
+from striate.core.machine import check_threads, processors
 from striate.data.samples import Split
 from striate.evaluate.protocols import View
 from striate.evaluate.runner import Runner, Views
@@ -93,11 +93,11 @@ def run_over(runner: Runner, split: Split, take: Take, threads: int | None) -> P
     return Pass(tuple(bad), runner.views_per_image, counted, seconds, waited, tuple(told))
 
 
-def check_counts(batch: object, threads: object) -> None:
-    """Refuse a batch below 1 or threads below 0."""
-    for name, value, least in (("batch", batch, 1), ("threads", 0 if threads is None else threads, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise StriateError(f"{name} is {value!r}", allowed=f"a whole number, at least {least}")
+def check_counts(batch: object, threads: int | None) -> None:
+    """Refuse a batch below 1, and threads as `check_threads` does."""
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+        raise StriateError(f"batch is {batch!r}", allowed="a whole number, at least 1")
+    check_threads(threads)
 
 
 @contextlib.contextmanager

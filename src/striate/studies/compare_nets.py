@@ -228,9 +228,7 @@ def _measured(
 
     place = _device(device)
     before = torch.get_num_threads()
-    used = threads or machine.processors()
-    if used < 1:
-        raise StriateError(f"threads is {threads}", allowed="0 for all, or a positive number")
+    used = machine.check_threads(threads) or machine.processors()
 
     def maker(entry: _Entry) -> Any:
         spec = dict(entry.spec)

@@ -89,9 +89,7 @@ def _open(model: str, threads: int, device: str) -> Any:
     from striate.model import load
 
     machine.keep_heap()
-    if threads < 0:
-        raise StriateError(f"threads is {threads}", allowed="a whole number, 0 or above")
-    if threads:
+    if machine.check_threads(threads):
         import torch
 
         torch.set_num_threads(threads)

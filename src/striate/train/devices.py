@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from striate.core.errors import StriateError
-from striate.core.machine import processors
+from striate.core.machine import check_threads, processors
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,13 @@ def find_precision(amp: str, device: torch.device) -> torch.dtype | None:
 
 @contextlib.contextmanager
 def threads(count: int | None) -> Iterator[int]:
-    """Compute with `count` threads (None: one for each processor) within the block; gives the number."""
+    """Compute with `count` threads (None: one for each processor) within the block; gives the number.
+
+    Raises:
+        StriateError: as of `check_threads`.
+    """
     before = torch.get_num_threads()
-    wanted = count or processors()
+    wanted = check_threads(count) or processors()
     torch.set_num_threads(wanted)
     try:
         yield wanted
