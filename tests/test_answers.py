@@ -74,6 +74,17 @@ def test_masks_are_index_pictures_of_the_size_of_the_file(tmp_path: Path, files:
     assert decode(out / "a_overlay.png").shape == (10, 12, 3)
 
 
+def test_masks_never_take_the_place_of_pictures_or_of_one_another(tmp_path: Path, files: Path) -> None:
+    model, before = saved(tmp_path, "segmentation"), (files / "a.png").read_bytes()
+    with pytest.raises(StriateError, match="would take the place of a picture"):
+        predict_files(model, [str(files / "a.png")], out=str(files))
+    assert (files / "a.png").read_bytes() == before
+    (files / "a_overlay.png").write_bytes(before)
+    predict_files(model, [str(files / name) for name in ("a.png", "a_overlay.png")], out=str(tmp_path / "m"))
+    names = {path.name for path in (tmp_path / "m").iterdir()}
+    assert names == {"a.png", "a_overlay.png", "a_overlay_.png", "a_overlay__overlay.png"}
+
+
 @pytest.mark.parametrize(
     ("task", "out", "words"),
     [

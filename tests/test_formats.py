@@ -230,3 +230,13 @@ def test_the_folder_is_opened_in_place(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "nothing", ignore_errors=True)
     assert data.split("test").image(0).shape == (6, 5, 3)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_file_that_is_no_data_does_not_open_what_lies_beside_it(tmp_path: Path) -> None:
+    table = "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(6))
+    files = {f"{i}.png": png(i) for i in range(6)}
+    folder = write(
+        tmp_path / "set", files | {"labels.csv": f"file,label\n{table}".encode(), "notes.txt": b"x"}
+    )
+    assert len(open_data(folder / "labels.csv")) == 6
+    assert "notes.txt' holds no data set" in problem(folder / "notes.txt")

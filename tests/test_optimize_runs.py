@@ -131,6 +131,12 @@ def test_what_to_grow_from(tmp_path: Path) -> None:
         to_train_first(Recipe(grow_from="vgg12"))
     with pytest.raises(StriateError, match="no layer of 'mlp' fits one of 'vgg13'"):
         quick(tmp_path / "run", **(VGG | {"grow_from": "mlp", "net_options": {}}))
+    other = quick(tmp_path / "other", net="mlp", size=8, epochs=1)
+    with pytest.raises(StriateError, match="no layer of mlp fits one of vgg13"):
+        quick(tmp_path / "run", **(VGG | {"grow_from": str(other.path)}))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(StriateError, match="both say how the first layer begins"):
+        quick(tmp_path / "run", **VGG, first_layer="whitened")
     recipe = shallow_recipe(Recipe(net="vgg13", grow_from="vgg11", epochs=9, grow_epochs=4))
     assert (recipe.net, recipe.grow_from, recipe.epochs) == ("vgg11", "", 4)
     assert not (tmp_path / "run").exists()

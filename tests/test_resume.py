@@ -247,6 +247,22 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(
     assert result(folder) == result(quick(tmp_path / "other").path)
 
 
+def test_a_refused_length_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    folder = quick(tmp_path / "run").path
+    before = (folder / "settings.json").read_bytes()
+    with pytest.raises(StriateError, match=r"has done \d+ epochs, and epochs is 1"):
+        session.train(resume=folder, progress=False, epochs=1)
+    assert (folder / "settings.json").read_bytes() == before
+    session.train(resume=folder, progress=False)
+
+
+def test_repeats_without_a_score_end_after_the_first(tmp_path: Path) -> None:
+    settings = TINY | {"epochs": 1, "threads": 1, "preflight": False, "val": 0.0}
+    with pytest.raises(StriateError, match="has no validation score"):
+        session.train_repeats("digits", repeats=2, out=tmp_path / "all", progress=False, **settings)
+    assert not (tmp_path / "all" / "seed-1").exists()
+
+
 def test_repeats_give_mean_and_spread(tmp_path: Path) -> None:
     settings = TINY | {"epochs": 1, "threads": 1, "preflight": False, "checkpoint_every": 60.0}
     found = session.train_repeats("digits", repeats=2, out=tmp_path / "all", progress=False, **settings)

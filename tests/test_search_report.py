@@ -156,7 +156,7 @@ def test_the_command_from_data_to_report(tmp_path: Path, capsys: pytest.CaptureF
         (["--search", "3", "--space.betas", "[0.9,0.99],[0.9,0.9"], "check its brackets"),
         (["--space.lr", "1,2"], "search is 0; allowed: at least 1 trial"),
         (["--search", "3", "--lr", "1", "--space.lr", "1,2"], "lr is both given and searched"),
-        (["--search", "3", "--repeats", "2", "--space.lr", "1,2"], "takes neither repeats nor a range test"),
+        (["--search", "3", "--repeats", "2", "--space.lr", "1,2"], "takes no repeats, range test or resume"),
     ],
 )
 def test_mistakes_on_the_command_line(

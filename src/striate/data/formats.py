@@ -164,7 +164,9 @@ def open_path(path: str | os.PathLike[str], options: Options = Options()) -> Raw
     if suffix(place.name) in TABLE_SUFFIXES:
         return _open_tree(FilesTree(place.parent, [place.name]), options)
     beside = sorted(entry.name for entry in place.parent.iterdir() if entry.is_file())
-    return _open_tree(FilesTree(place.parent, [n for n in beside if not is_image(n)]), options, place.name)
+    # Files that belong together, such as IDX; a table beside this file is another data set.
+    parts = [n for n in beside if not is_image(n) and suffix(n) not in TABLE_SUFFIXES]
+    return _open_tree(FilesTree(place.parent, parts), options, place.name)
 
 
 def _open_tree(tree: Tree, options: Options, wanted: str | None = None) -> Raw:

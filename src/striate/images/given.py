@@ -44,7 +44,10 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
         StriateError: there is none.
     """
     found = sorted(
-        path for path in Path(folder).rglob("*") if path.suffix.lower() in ENDINGS and path.is_file()
+        path
+        for path in Path(folder).rglob("*")
+        # Names with a leading dot are what systems leave beside pictures, such as macOS's ._photo.jpg.
+        if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
     )
     if not found:
         raise StriateError(f"there is no image in the folder {os.fspath(folder)!r}", allowed=ENDINGS)

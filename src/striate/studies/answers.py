@@ -122,11 +122,20 @@ def _write_masks(result: Answers, model: Model, out: Path) -> None:
         raise StriateError(
             f"a {model.task.name} model gives no masks", hint="give a .csv or .json file with --out"
         )
-    taken: set[str] = set()
-    for file, answer in zip(result.files, result.answers, strict=True):
+    taken: dict[str, None] = {}
+    for file in result.files:
         stem = Path(file).stem
-        while stem in taken:
+        while not taken.keys().isdisjoint((f"{stem}.png", f"{stem}_overlay.png")):
             stem += "_"
-        taken.add(stem)
-        draw.save(out / f"{stem}.png", answer.mask.astype("uint8")[..., None])
-        draw.save(out / f"{stem}_overlay.png", model.task.draw(to_image(file), answer))
+        taken |= {f"{stem}.png": None, f"{stem}_overlay.png": None}
+    given = {Path(file).resolve() for file in result.files}
+    for name in taken:
+        if (out / name).resolve() in given:
+            raise StriateError(
+                f"the mask {str(out / name)!r} would take the place of a picture that was given",
+                hint="give another folder with --out",
+            )
+    names = iter(taken)
+    for file, answer in zip(result.files, result.answers, strict=True):
+        draw.save(out / next(names), answer.mask.astype("uint8")[..., None])
+        draw.save(out / next(names), model.task.draw(to_image(file), answer))

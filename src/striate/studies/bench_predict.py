@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from striate.core.errors import StriateError
 from striate.data.formats import open_data
 from striate.data.preprocess import Preprocess
 from striate.engines.chooser import Engines, check_name
@@ -49,7 +50,12 @@ def model_or_net(name: str, size: int | None) -> Model:
         StriateError: there is neither.
     """
     if name not in NETS or is_published(name):
-        return load(name)
+        model = load(name)
+        if size is not None and model.preprocess.size != pair(size):
+            raise StriateError(
+                f"size is {size}, and {name!r} has a size of its own", hint="leave out --size, or name a net"
+            )
+        return model
     own = size or NETS.entry(name).capabilities["size"]
     channels = int(NETS.entry(name).capabilities.get("channels", 3))
     net = create_net(name, 1000, channels, size=own).eval()

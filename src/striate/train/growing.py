@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,13 @@ def check_growth(net: nn.Module, task: Task, recipe: Recipe) -> None:
     Raises:
         StriateError: there is no such net, or it has none.
     """
+    if recipe.grow_from and recipe.first_layer == "whitened":
+        raise StriateError(
+            "first_layer 'whitened' and grow_from both say how the first layer begins", hint="leave one out"
+        )
     if not to_train_first(recipe):
+        if recipe.grow_from:
+            grow(copy.deepcopy(net), load(recipe.grow_from).net)  # type: ignore[arg-type]
         return
     with torch.device("meta"):
         shallow = task.build_net(

@@ -21,7 +21,7 @@ from striate.core import settings
 from striate.core.errors import StriateError
 from striate.core.files import write_bytes
 from striate.core.locks import Lease, Turn, alive
-from striate.core.runs import Run
+from striate.core.runs import SPLITS, Run
 from striate.data.samples import Dataset
 from striate.train import session
 from striate.train.devices import mixed
@@ -193,11 +193,13 @@ class Worker:
         return trial, Lease(self.study.lease(trial.number)).begin()
 
     def keep_best(self) -> None:
-        """Copy the best trial's model into the study's folder."""
+        """Copy the best trial's model, and which images it was trained on, into the study's folder."""
         best = self.study.best()
         if best is not None:
-            model = Run(best.folder).model
-            write_bytes(self.study.folder / model.name, model.read_bytes())
+            run = Run(best.folder)
+            for file in (run.model, run.path / SPLITS):
+                if file.exists():
+                    write_bytes(self.study.folder / file.name, file.read_bytes())
 
     # --- alone ------------------------------------------------------------------------------------------
 

@@ -356,11 +356,11 @@ def train_repeats(
     if repeats < 1:
         raise StriateError(f"repeats is {repeats}", allowed="at least 1")
     seeds = [base.seed + k for k in range(repeats)]
-    runs = [
-        train(data, base.with_(seed=seed), out=Path(out) / f"seed-{seed}", resume=resume, progress=progress)
-        for seed in seeds
-    ]
-    found = [(name, score) for run in runs for name, score in [final_score(run)]]
+    runs, found = [], []
+    for seed in seeds:
+        folder = Path(out) / f"seed-{seed}"
+        runs.append(train(data, base.with_(seed=seed), out=folder, resume=resume, progress=progress))
+        found.append(final_score(runs[-1]))  # raised after the first run, not after all
     scores = tuple(score for _, score in found)
     result = Repeats(
         main_name=found[0][0],

@@ -141,7 +141,8 @@ def prepare(
         dataset, name=asked.task, label_smoothing=recipe.label_smoothing, class_weights=recipe.class_weights
     )
     net = build_net(task, recipe)
-    check_growth(net, task, recipe)
+    if not written:
+        check_growth(net, task, recipe)
     if recipe.first_layer == "whitened":
         whiten(net, train, preprocess)
     net = net.to(place.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -71,6 +72,7 @@ class Writer:
             for folder in (self.run.path, self.run.checkpoints):
                 clean(folder)
             if values != self.run.settings():
+                self._check_length()
                 self.run.update_settings(values)
         else:
             clean(self.run.path)
@@ -124,13 +126,23 @@ class Writer:
             StriateError: fewer epochs than are done.
         """
         recipe = self.setup.recipe
-        if state.epoch > recipe.epochs:
-            raise StriateError(
-                f"{str(self.run.path)!r} has done {state.epoch} epochs, and epochs is {recipe.epochs}",
-                hint=f"give --epochs {state.epoch} or more",
-            )
+        self._check_epochs(state.epoch)
         if state.stopped and not (recipe.patience and state.stale >= recipe.patience):
             state.stopped = False
+
+    def _check_length(self) -> None:
+        """As `_check_epochs`, before new settings take the place of the old ones."""
+        path = self.run.checkpoints / LAST
+        if path.exists():
+            with contextlib.suppress(KeyError, TypeError):  # damage is told where the state is restored
+                self._check_epochs(int(read_checkpoint(path)["state"]["epoch"]))
+
+    def _check_epochs(self, done: int) -> None:
+        if done > self.setup.recipe.epochs:
+            raise StriateError(
+                f"{str(self.run.path)!r} has done {done} epochs, and epochs is {self.setup.recipe.epochs}",
+                hint=f"give --epochs {done} or more",
+            )
 
     # --- listening --------------------------------------------------------------------------------------
 
