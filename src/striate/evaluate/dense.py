@@ -14,6 +14,7 @@ from striate.core.errors import StriateError
 from striate.core.settings import setting
 from striate.evaluate.protocols import PROTOCOLS, Network, Protocol, Scale, View, multiply_adds
 from striate.evaluate.scaled import POOLINGS, VALUES, Scaled, by_scale, centre, pooled, side_of
+from striate.layers.windows import windows_of
 from striate.nets.convert import Dense as DenseNet
 from striate.nets.convert import dense
 from striate.nets.geometry import StageInfo, stage_geometry
@@ -41,9 +42,7 @@ class WindowLinear(nn.Linear):
         if self.kernel == (1, 1):
             places = x.permute(0, 2, 3, 1)
         else:
-            # A fully connected layer reads its map channel by channel, row by row.
-            windows = x.unfold(2, self.kernel[0], 1).unfold(3, self.kernel[1], 1)
-            places = windows.permute(0, 2, 3, 1, 4, 5).flatten(3)
+            places = windows_of(x, self.kernel)
         return functional.linear(places, self.weight, self.bias).permute(0, 3, 1, 2)
 
 

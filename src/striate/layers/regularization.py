@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from striate.core.errors import StriateError, unknown
 from striate.layers.registry import LAYERS
+from striate.layers.windows import windows_of
 
 
 @LAYERS.register(
@@ -172,8 +173,7 @@ class DropConnectWindows(DropConnectLinear):
         return F.conv2d(x, weight.view(self.out_features, -1, *self.kernel), bias)
 
     def _masked(self, x: Tensor) -> Tensor:
-        windows = x.unfold(2, self.kernel[0], 1).unfold(3, self.kernel[1], 1)
-        places = windows.permute(0, 2, 3, 1, 4, 5).flatten(3)
+        places = windows_of(x, self.kernel)
         return masked_linear(places, self.weight, self.bias, self.rate).permute(0, 3, 1, 2)
 
 

@@ -24,6 +24,15 @@ def pair(size: Size, name: str = "size") -> tuple[int, int]:
     return both[0], both[1]
 
 
+def windows_of(x: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """The window at every place of maps, stride 1, as a vector: (N, C, H, W) -> (N, h, w, C * kh * kw).
+
+    Channel by channel, row by row: the order in which a fully connected layer reads a flattened map.
+    """
+    windows = x.unfold(2, kernel[0], 1).unfold(3, kernel[1], 1)
+    return windows.permute(0, 2, 3, 1, 4, 5).flatten(3)
+
+
 def same_padding(length: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
     """Zeros before and after one axis so that the output has ceil(length / stride) positions.
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from striate.core.errors import StriateError
+from striate.core.machine import check_threads
 from striate.core.results import Result
 from striate.nets.cost import cost, table
 from striate.studies.peak import Peak, peak
@@ -149,7 +150,8 @@ class Wanted:
     with_peak: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("steps", 1), ("threads", 0)):
+        check_threads(self.threads)
+        for name, least in (("batch", 1), ("steps", 1)):
             value = getattr(self, name)
             if value < least:
                 raise StriateError(f"{name} is {value}", allowed=f"a whole number, at least {least}")
