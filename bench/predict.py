@@ -7,7 +7,9 @@ alternate over the variants; a turn runs passes for `--seconds` after two that d
 by its own race, without a cache from before. A variant that is 1.3 times slower than the best in a round
 rests from then on. One JSON line a net and batch: images/s of each variant (median over the rounds), ours by
 that of the fastest by hand, the same for each round by the one that was fastest in it (which the luck of five
-draws favours), and the largest difference of a logit to PyTorch's.
+draws favours), and the largest difference of a logit to PyTorch's. OpenVINO by hand computes in float32 as
+ours does: left to itself it rounds to bfloat16 where the processor can, and answers otherwise. A variant by
+hand whose logits are not PyTorch's by the engines' own measure is told, and does not count.
 """
 
 from __future__ import annotations
@@ -121,6 +123,7 @@ def by_hand(spec: dict[str, Any], net: Any) -> Callable[[Any], Any]:
 
     core = openvino.Core()
     settings = {"INFERENCE_NUM_THREADS": spec["threads"], "PERFORMANCE_HINT": "LATENCY"}
+    settings["INFERENCE_PRECISION_HINT"] = "f32"
     compiled = core.compile_model(core.read_model(graph.getvalue()), "CPU", settings)
     request = compiled.create_infer_request()
     return lambda views: request.infer({0: images(views).contiguous().numpy()})[0]
@@ -148,6 +151,16 @@ def build(spec: dict[str, Any]) -> Callable[..., dict[str, Any]]:
     return answer
 
 
+def differs(found: Any, wanted: np.ndarray) -> float | None:
+    """The largest difference of logits that are not the same answers; None for others."""
+    from striate.engines.engine import RELATIVE, TOLERANCE
+
+    if found is None:
+        return None
+    off = np.abs(np.array(found) - wanted)
+    return None if (off <= TOLERANCE + RELATIVE * np.abs(wanted)).all() else float(off.max())
+
+
 def measure(net: str, batch: int, given: argparse.Namespace) -> dict[str, Any]:
     """All variants of one net and batch."""
     variants = ["striate", *(v for v in HAND if v != "compiled" or given.compile)]
@@ -170,6 +183,8 @@ def measure(net: str, batch: int, given: argparse.Namespace) -> dict[str, Any]:
         raced = workers["striate"].ask(do="race")
         if "error" in raced:
             return {"bench": "predict", "net": net, "batch": batch, "error": raced["error"]}
+        wanted = np.array(logits["eager nchw"])
+        failed |= {v: f"other answers: {off:.2g}" for v in HAND if (off := differs(logits.get(v), wanted))}
         live = [v for v in variants if v not in failed]
         rates: dict[str, list[float]] = {v: [] for v in live}
         ratios = []
@@ -182,7 +197,6 @@ def measure(net: str, batch: int, given: argparse.Namespace) -> dict[str, Any]:
             live = [v for v in live if v == "striate" or found[v] * RESTS > max(found.values())]
             if live == ["striate"]:
                 live = ["striate", max((v for v in found if v != "striate"), key=lambda v: found[v])]
-        wanted = np.array(logits["eager nchw"])
         off = float(np.abs(np.array(raced["logits"]) - wanted).max())
     finally:
         for worker in workers.values():

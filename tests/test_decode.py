@@ -18,7 +18,8 @@ from PIL import Image, ImageOps
 
 import corpus
 from striate.core.errors import BadImage, StriateError
-from striate.images.containers import Malformed, declared
+from striate.images.containers import declared
+from striate.images.declared import Malformed
 from striate.images.decode import Limits, decode, decode_index, header, to_image
 
 PIXELS = corpus.picture()

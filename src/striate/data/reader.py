@@ -13,6 +13,7 @@ from striate.core.errors import BadImage, StriateError
 from striate.data.augment import Pipeline
 from striate.data.preprocess import Preprocess
 from striate.data.samples import Split
+from striate.images.tiles import Box
 
 Bytes = NDArray[np.uint8]
 Integers = NDArray[np.int64]
@@ -47,7 +48,7 @@ class Reader:
         self.seed, self.train = seed, train
         self.has_masks = split.targets is None and split.masks is not None
         self.bad: dict[int, str] = {}
-        # An image is decoded whole once, which finds any damage; then only as far down as it is looked at.
+        # An image is decoded whole once, which finds any damage; then little more than is looked at.
         self._sound = np.zeros(len(split), dtype=np.bool_)
         self._order: tuple[int, Integers] = (-1, np.arange(len(split)))
 
@@ -92,12 +93,12 @@ class Reader:
         out: memory of the view, which may be used for it.
         """
         preprocess, pipeline = self.preprocess, self.pipeline
-        size, rows = preprocess.size, None
+        size, seen = preprocess.size, None
         sliced = self._sound[number] and pipeline.crops and preprocess.interpolation == "bilinear"
         if sliced and size is not None and pipeline.mirrored(u, size, frame) is not None:
-            rows = partial(self._rows, u, size)
+            seen = partial(self._seen, u, size)
         image = self.split.image(
-            number, at_least=pipeline.at_least(u, preprocess), channels=preprocess.channels, rows=rows
+            number, at_least=pipeline.at_least(u, preprocess), channels=preprocess.channels, seen=seen
         )
         self._sound[number] = True
         view = pipeline.view(image, u, preprocess, frame, out)
@@ -106,10 +107,9 @@ class Reader:
         mask = pipeline.mask_view(self.split.mask(number), u, preprocess, image.shape[:2], frame)
         return view, mask
 
-    def _rows(self, u: NDArray[np.float64], size: tuple[int, int], height: int, width: int) -> int:
-        """How many upper rows of an image of this height and width are looked at."""
-        box = self.pipeline.slice_of(u, height, width, size)
-        return height if box is None else box[3]
+    def _seen(self, u: NDArray[np.float64], size: tuple[int, int], height: int, width: int) -> Box:
+        """The box of an image of this height and width that is looked at."""
+        return self.pipeline.slice_of(u, height, width, size) or (0, 0, width, height)
 
     def read(
         self,

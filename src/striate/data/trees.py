@@ -32,7 +32,7 @@ class Tree:
     """Files by relative path with `/`, in natural order, a single wrapping folder looked through.
 
     A path with a name that begins with `.` or `__` (.git, .DS_Store, __MACOSX) is not in the tree.
-    `folders` holds every folder path, the empty ones too.
+    `folders` holds every folder path, the empty ones too; `prefix` is the wrapping folder, or empty.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class Tree:
             while parent and parent not in known:
                 known.add(parent)
                 parent = parent.rpartition("/")[0]
-        self._prefix = _wrapper(kept, known)
-        begin = len(self._prefix)
-        self.files = sorted((f[begin:] for f in kept if f.startswith(self._prefix)), key=natural)
-        self.folders = sorted((f[begin:] for f in known if f.startswith(self._prefix)), key=natural)
+        self.prefix = _wrapper(kept, known)
+        begin = len(self.prefix)
+        self.files = sorted((f[begin:] for f in kept if f.startswith(self.prefix)), key=natural)
+        self.folders = sorted((f[begin:] for f in known if f.startswith(self.prefix)), key=natural)
 
     @cached_property
     def images(self) -> list[str]:
@@ -64,12 +64,12 @@ class Tree:
     def pool(self, paths: Iterable[str]) -> Pool:
         """A pool of the files at `paths`, named by these paths."""
         names = list(paths)
-        return self._make_pool([p if p.startswith("/") else self._prefix + p for p in names], names)
+        return self._make_pool([p if p.startswith("/") else self.prefix + p for p in names], names)
 
     def exists(self, path: str) -> bool:
         """Whether there is a file at `path`; on disk it may lie outside of the tree."""
         if self.on_disk:
-            return Path(self.path, self._prefix, path).is_file()
+            return Path(self.path, self.prefix, path).is_file()
         return path in self._known
 
     @cached_property
@@ -102,7 +102,7 @@ class FilesTree(Tree):
 
     def __init__(self, folder: str | os.PathLike[str], names: Iterable[str]) -> None:
         super().__init__(folder, names, (), lambda paths, own: FilePool(folder, paths, own))
-        self._prefix = ""
+        self.prefix = ""
         self.on_disk = True
 
     def read(self, path: str, limit: int = TEXT_LIMIT) -> bytes:

@@ -10,53 +10,23 @@ import io
 import re
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+
+from striate.images.declared import Declared, Malformed
+from striate.images.jpeg_header import jpeg_declared
+from striate.images.tags import ORIENTATION, TIFF_TYPES, byte_order, directory, exif_orientation
 
 MAX_CHUNKS = 100_000  # of a PNG or WebP: 40 million pixels in 8 KiB chunks are 20,000
-MAX_SEGMENTS = 20_000  # of a JPEG or GIF before its pixels
-MAX_TAGS = 4_096  # of a TIFF directory; writers use some twenty
+MAX_SEGMENTS = 20_000  # of a GIF before its first frame
 MAX_TAG_VALUES = 2_000_000  # numbers in a TIFF directory: strip offsets and sizes
 MAX_RUNS = 4_000_000  # pixels of a run-length coded BMP, which Pillow reads run by run in Python
-MAX_SCAN_PIXELS = 1_000_000_000  # scans x pixels of a JPEG: each scan walks over the whole picture
 
-ORIENTATION, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES = 0x112, 256, 257, 258, 259, 262, 277
+WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES = 256, 257, 258, 259, 262, 277
 ROWS, TILE_WIDTH, TILE_HEIGHT = 278, 322, 323
 # What libtiff and Pillow need for the pixels: geometry, colour, strips, tiles, predictor, JPEG tables.
 TIFF_TAGS = frozenset(
     (254, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325)
 ) | frozenset((332, 338, 339, 347, 512, 513, 514, 515, 519, 520, 521, 529, 530, 531, 532))
-TIFF_TYPES = {  # type -> bytes
-    kind: size
-    for size, kinds in {1: (1, 2, 6, 7), 2: (3, 8), 4: (4, 9, 11, 13), 8: (5, 10, 12, 16, 17, 18)}.items()
-    for kind in kinds
-}
 PNG_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
-
-
-class Malformed(ValueError):
-    """A container that breaks the rules of its format; the text is the reason."""
-
-
-@dataclass(frozen=True)
-class Declared:
-    """What an image file says of itself: size in pixels as stored, EXIF orientation 1 to 8.
-
-    `channels` is 1 where the file holds grey only, else 3; `bits` is the sample depth; `working` is the
-    decoder's own memory in bytes beside the file and the answer; `clean` gives the bytes to decode.
-    `rows_at` is where a JPEG of one scan keeps its height, 0 in other files; `lines`: of a row of its blocks.
-    """
-
-    format: str
-    width: int
-    height: int
-    channels: int = 3
-    orientation: int = 1
-    bits: int = 8
-    working: int = 0
-    cmyk: bool = False
-    clean: Callable[[], io.BytesIO] | None = None
-    rows_at: int = 0
-    lines: int = 8
 
 
 def declared(data: bytes) -> Declared:
@@ -82,75 +52,6 @@ def sniff(data: bytes) -> str:
         if pattern.match(head if name in ("HTML", "SVG or XML") else data):
             raise Malformed(f"it is {name}, not an image of the formats {', '.join(_READERS)}")
     raise Malformed(f"it is none of the formats {', '.join(_READERS)}")
-
-
-def exif_orientation(exif: bytes) -> int:
-    """The orientation (1 to 8) in an EXIF block, a TIFF directory; 1 where it is absent or broken."""
-    if exif[:6] == b"Exif\0\0":
-        exif = exif[6:]
-    try:
-        entries = _directory(exif)[0]
-        for tag, kind, count, place in entries:
-            if tag == ORIENTATION and kind == 3 and count == 1:
-                value = int(struct.unpack_from(_order(exif) + "H", exif, place)[0])
-                return value if 1 <= value <= 8 else 1
-    except (struct.error, IndexError, OverflowError, Malformed):
-        pass
-    return 1
-
-
-def _jpeg(data: bytes) -> Declared:
-    place, orientation = 2, 1
-    for _ in range(MAX_SEGMENTS):
-        place = data.find(b"\xff", place)
-        if place < 0:
-            break
-        marker = data[place + 1]
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:
-            place += 1 if marker == 0xFF else 2
-            continue
-        if marker in (0xD9, 0xDA):
-            break
-        (length,) = struct.unpack_from(">H", data, place + 2)
-        if marker == 0xE1 and orientation == 1 and data[place + 4 : place + 10] == b"Exif\0\0":
-            orientation = exif_orientation(data[place + 4 : place + 2 + length])
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            # A tail of the segments is left unread: EXIF stands before the frame header.
-            return _jpeg_frame(data, place, marker, orientation)
-        place += 2 + length
-    raise Malformed("the JPEG has no frame header before its pixels")
-
-
-def _jpeg_frame(data: bytes, place: int, marker: int, orientation: int) -> Declared:
-    bits, height, width, parts = struct.unpack_from(">BHHB", data, place + 4)
-    sampling = [data[place + 11 + 3 * i] for i in range(parts)]
-    areas = [(s >> 4) * (s & 15) for s in sampling]
-    if parts not in (1, 3, 4) or bits != 8 or not all(areas):
-        raise Malformed(f"a JPEG of {parts} parts with {bits} bits is not supported")
-    # FF DA is the start of a scan; within the coded data FF is always followed by 00 or a restart marker.
-    # A sequential picture whose first scan holds all parts has no other: the bytes need not be searched.
-    whole = marker in (0xC0, 0xC1) and _first_scan(data, place) == parts
-    scans = 1 if whole else data.count(b"\xff\xda", place)
-    pixels = width * height
-    if scans * pixels > MAX_SCAN_PIXELS and scans > 1:
-        raise Malformed(f"the JPEG has {scans} scans over {width}x{height} pixels")
-    coefficients = 2 * pixels * sum(areas) // max(areas) if marker == 0xC2 or scans > 1 else 0
-    working = coefficients + (4 * pixels if parts == 4 else 0)
-    channels = 1 if parts == 1 else 3
-    plain = (place + 5 if whole else 0, 8 * max(s & 15 for s in sampling))
-    return Declared("JPEG", width, height, channels, orientation, bits, working, parts == 4, None, *plain)
-
-
-def _first_scan(data: bytes, place: int) -> int:
-    """The number of parts in the first scan after the frame header at `place`; 0 where it is not plain."""
-    for _ in range(MAX_SEGMENTS):
-        (length,) = struct.unpack_from(">H", data, place + 2)
-        place += 2 + length
-        if data[place : place + 2] == b"\xff\xda":
-            return data[place + 4]
-        if data[place] != 0xFF or data[place + 1] not in (0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)):
-            return 0
-    return 0
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -272,35 +173,8 @@ def _bmp(data: bytes) -> Declared:
     return Declared("BMP", width, height, 1 if grey else 3, bits=bits, working=4 * width * height)
 
 
-def _order(data: bytes) -> str:
-    if data[:2] not in (b"II", b"MM"):
-        raise Malformed("the byte order mark is missing")
-    return "<" if data[:2] == b"II" else ">"
-
-
-def _directory(data: bytes) -> tuple[list[tuple[int, int, int, int]], int]:
-    """The entries (tag, type, count, place of the value) of the first TIFF directory, and where they end."""
-    order = _order(data)
-    big = struct.unpack_from(order + "H", data, 2)[0] == 43
-    first, number, entry, inline = ("Q", "Q", "HHQ", 8) if big else ("I", "H", "HHI", 4)
-    (start,) = struct.unpack_from(order + first, data, 8 if big else 4)
-    (count,) = struct.unpack_from(order + number, data, start)
-    if count > MAX_TAGS:
-        raise Malformed(f"the TIFF directory has {count:,} tags")
-    place = start + struct.calcsize(order + number)
-    entries = []
-    for _ in range(count):
-        tag, kind, values = struct.unpack_from(order + entry, data, place)
-        where = place + struct.calcsize(order + entry)
-        if TIFF_TYPES.get(kind, 1) * values > inline:
-            (where,) = struct.unpack_from(order + first, data, where)
-        entries.append((tag, kind, values, where))
-        place += struct.calcsize(order + entry) + inline
-    return entries, place
-
-
 def _tiff(data: bytes) -> Declared:
-    order, (entries, end) = _order(data), _directory(data)
+    order, (entries, end) = byte_order(data), directory(data)
     big = struct.unpack_from(order + "H", data, 2)[0] == 43
     known: dict[int, int] = {}
     read = {1: "B", 3: "H", 4: "I", 16: "Q"}
@@ -361,7 +235,7 @@ def _ppm(data: bytes) -> Declared:
 
 
 _READERS: dict[str, Callable[[bytes], Declared]] = {
-    "JPEG": _jpeg,
+    "JPEG": jpeg_declared,
     "PNG": _png,
     "GIF": _gif,
     "WEBP": _webp,

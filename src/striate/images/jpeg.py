@@ -1,4 +1,4 @@
-"""JPEG by libjpeg-turbo: decoded at a fraction of its size, and no further down than it is looked at."""
+"""JPEG by libjpeg-turbo: decoded at a fraction of its size, and little more of it than is looked at."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from striate.images.containers import Declared
+from striate.images.declared import Declared, Scan
+from striate.images.tiles import Box, cut
 
 Bytes = npt.NDArray[np.uint8]
-Rows = Callable[[int, int], int]
-"""For a picture of some height and width: how many of its upper rows are looked at."""
+Seen = Callable[[int, int], Box]
+"""For a picture of some height and width: the box x0, y0, x1, y1 of it that is looked at."""
 Enough = Callable[[int, int], bool]
 """Whether a picture reduced to some height and width still holds all that is looked at."""
 
@@ -40,20 +41,23 @@ def reduction(info: Declared, at_least: int | Enough | None) -> int:
     return 1
 
 
-def decode_jpeg(data: bytes, info: Declared, n: int, channels: int, rows: Rows | None = None) -> Bytes:
+def decode_jpeg(data: bytes, info: Declared, n: int, channels: int, seen: Seen | None = None) -> Bytes:
     """The picture at 1/n of its size, uint8 (H, W, channels), not yet turned.
 
-    With `rows`, those below the ones looked at may hold anything. The others are exactly those of the whole
-    picture. Damage below them is not noticed.
+    With `seen`, what lies beside the box looked at may hold anything. The box is exactly that of the whole
+    picture. Damage beside it is not noticed.
 
     Raises:
         ValueError: the file is damaged.
     """
     colours = "RGB" if channels == 3 else "GRAY"
-    if rows is not None and info.rows_at and info.orientation == 1:
-        upper = _upper(data, info, n, channels, colours, rows)
-        if upper is not None:
-            return upper
+    if seen is not None and info.scan is not None and info.orientation == 1:
+        picture = np.empty((-(-info.height // n), -(-info.width // n), channels), dtype=np.uint8)
+        box = seen(*picture.shape[:2])
+        if _tiles(data, info, info.scan, n, colours, box, picture):
+            return picture
+        if _upper(data, info, info.scan, n, colours, box[3], picture):
+            return picture
     try:
         pixels = simplejpeg.decode_jpeg(data, colorspace=colours, **_scaled(info.height, info.width, n))
     except ValueError as error:
@@ -71,24 +75,43 @@ def _scaled(height: int, width: int, n: int) -> dict[str, Any]:
     return {"min_height": -(-height // n), "min_width": -(-width // n)} if n > 1 else {}
 
 
-def _upper(data: bytes, info: Declared, n: int, channels: int, colours: str, rows: Rows) -> Bytes | None:
-    """The picture decoded as far as it is looked at; None where that is all of it, or does not go well.
+def _tiles(data: bytes, info: Declared, scan: Scan, n: int, colours: str, box: Box, picture: Bytes) -> bool:
+    """Whether the box was put into the picture from the tiles between restart markers that it lies in."""
+    # Colours are smoothed over the next one, at most two pixels away.
+    margin = 2 * n
+    x0, y0, x1, y1 = (n * edge for edge in box)
+    part = cut(data, scan, (info.height, info.width), (x0 - margin, y0 - margin, x1 + margin, y1 + margin))
+    if part is None or max(part.height, part.width) < 8:
+        return False
+    try:
+        pixels = simplejpeg.decode_jpeg(part.data, colorspace=colours, **_scaled(part.height, part.width, n))
+    except ValueError:
+        return False
+    place = picture[part.y // n :, part.x // n :][: pixels.shape[0], : pixels.shape[1]]
+    if pixels.shape != place.shape:
+        return False
+    place[...] = pixels
+    return True
 
-    The frame header is given a smaller height. A coded row of blocks stands for 8 lines, times the vertical
-    sampling; the decoder looks one line of colours further down, which the added lines cover.
+
+def _upper(
+    data: bytes, info: Declared, scan: Scan, n: int, colours: str, bottom: int, picture: Bytes
+) -> bool:
+    """Whether the picture was decoded as far as it is looked at; not where that is all of it, or goes wrong.
+
+    The frame header is given a smaller height. The decoder looks one line of colours further down, which
+    the added lines cover.
     """
-    height, width = -(-info.height // n), -(-info.width // n)
-    kept = (rows(height, width) * n // info.lines + 1) * info.lines
+    kept = (bottom * n // scan.lines + 1) * scan.lines
     if kept >= info.height:
-        return None
+        return False
     changed = bytearray(data)
-    struct.pack_into(">H", changed, info.rows_at, kept)
-    picture = np.empty((height, width, channels), dtype=np.uint8)
+    struct.pack_into(">H", changed, scan.size_at, kept)
     upper = picture[: -(-kept // n)]
     try:
         simplejpeg.decode_jpeg(changed, colorspace=colours, buffer=upper, **_scaled(kept, info.width, n))
     except ValueError as error:
         # The first complaint is told: with this one, all went well as far as the picture was decoded.
         if "extraneous bytes before marker" not in str(error):
-            return None
-    return picture
+            return False
+    return True

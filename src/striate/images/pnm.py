@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from striate.images.containers import Declared, Malformed
+from striate.images.declared import Declared, Malformed
 
 MAX_DIGITS = 8_000_000  # bytes of a file written in digits: about a second
 

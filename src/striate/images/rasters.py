@@ -25,7 +25,7 @@ from PIL import (
 )
 
 from striate.images.colour import to_uint8
-from striate.images.containers import Declared, Malformed
+from striate.images.declared import Declared, Malformed
 
 STRIP = 1 << 20  # pixels converted at a time, so that no second copy of a large picture is made
 _OPAQUE = ("RGB", "L", "1", "P", "CMYK", "YCbCr", "HSV", "LAB", "RGBX")

@@ -1,4 +1,4 @@
-"""The verb `data`: check, describe or show a data set."""
+"""The verb `data`: check, describe, show or prepare a data set."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ from striate.core.answer import Answer
 
 
 def data(
-    action: Literal["check", "describe", "show"], path: str, *, near: int = 2, out: str | None = None,
+    action: Literal["check", "describe", "show", "prepare"], path: str, *, near: int = 2,
+    out: str | None = None,
     augment: str = "auto", size: int | tuple[int, int] | None = None, batch: int | None = None,
-    seed: int = 0, images: int = 6, views: int = 7,
+    seed: int = 0, images: int = 6, views: int = 7, workers: int | None = None,
 ) -> Answer:  # fmt: skip
-    """Check a data set for trouble, or draw what a net sees of it in training.
+    """Check a data set for trouble, draw what a net sees of it in training, or make it quick to load.
 
     Args:
-        action: check reads every image; describe only opens the set; show draws augmented images
+        action: check reads every image; describe only opens the set; show draws augmented images;
+            prepare copies it with its JPEG files rewritten without loss, so that crops of them decode faster
         path: a folder, .zip, .tar, .csv or IDX file, or a name
         near: check: near duplicates differ in at most so many of 64 hash bits; -1 looks for exact ones only
-        out: write the findings to this .json file too; show: the picture, by default augmented.png
+        out: write the findings to this .json file too; show: the picture, by default augmented.png;
+            prepare: the folder to write to
         augment: show: the augmentation, such as 'pad-crop(4)+flip+mixup'; auto: what training would take
         size: show: input size in pixels, one number or [height, width]; by default what training would take
         batch: show: images a batch, from which mixed samples come; by default what training would take
         seed: show: the seed of all random draws
         images: show: how many images, one a row
         views: show: how many views of each
+        workers: prepare: how many processes; by default one for each processor
     """
     from striate.data.checks import check_data
     from striate.data.formats import open_data
@@ -37,10 +41,24 @@ def data(
             batch=batch, seed=seed,
         )  # fmt: skip
         return Answer(sheet.lines(), sheet.to_dict())
+    if action == "prepare":
+        return _prepare(path, out, workers)
     dataset = open_data(path, strict=False)
     if action == "describe":
         return Answer(dataset.describe().splitlines(), {"path": path, "classes": list(dataset.classes)})
     result = check_data(dataset, near=near)
     if out:
         result.save(out)
+    return Answer(result.lines(), result.to_dict())
+
+
+def _prepare(path: str, out: str | None, workers: int | None) -> Answer:
+    from striate.core.counting import counting
+    from striate.core.errors import StriateError
+    from striate.data.prepare import prepare
+
+    if out is None:
+        raise StriateError("'data prepare' writes a copy", hint="say where with --out FOLDER")
+    with counting("files") as told:
+        result = prepare(path, out, workers=workers, told=told)
     return Answer(result.lines(), result.to_dict())

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from striate.core.answer import Answer
+from striate.core.counting import counting
 from striate.core.errors import StriateError
 
 if TYPE_CHECKING:
@@ -73,7 +71,7 @@ def units(
             return _evolution(model, images, names[0], _numbers(units), rules, device, out, how)
         from striate.visualize.units import find_units
 
-        with _progress("images") as tell:
+        with counting("images") as tell:
             found = find_units(shown, images, names, k=k, tell=tell, **how)
         target = Path(out or "units-" + re.sub(r"[^A-Za-z0-9._-]+", "-", found.model))
         if suffix in (".npz", ".json"):
@@ -98,7 +96,7 @@ def _draw(
                 raise StriateError(
                     f"no unit of {stage.stage!r} is asked for", allowed=f"0 to {len(stage) - 1}"
                 )
-            with _progress(f"patches of {stage.stage}") as tell:
+            with counting(f"patches of {stage.stage}") as tell:
                 yield draw_stage(model, images, stage, rules=rules, numbers=own, side=side, tell=tell)
 
     write = {"": write_folder, ".html": write_page}.get(suffix)
@@ -111,7 +109,7 @@ def _evolution(
 ) -> Answer:  # fmt: skip
     from striate.visualize.evolution import evolution
 
-    with _progress("models") as tell:
+    with counting("models") as tell:
         picture = evolution(
             run, images, stage, numbers if numbers is not None else range(8),
             rule=rules[0] if rules else "none", device=device, tell=tell, **how,
@@ -199,27 +197,6 @@ def _numbers(text: str) -> list[int] | None:
             raise StriateError(f"units is {text!r}", allowed="all, or numbers such as 0-15,40")
         found += range(int(first), int(last if dash else first) + 1)
     return list(dict.fromkeys(found))
-
-
-@contextlib.contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """On a terminal, a line that counts; it is gone afterwards."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    last = 0.0
-
-    def tell(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last > 0.5:
-            last = now
-            print(f"\r{what}: {done:,} of {total:,}\033[K", end="", file=sys.stderr, flush=True)
-
-    try:
-        yield tell
-    finally:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _facts(found: Units) -> dict[str, Any]:

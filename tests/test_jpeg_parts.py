@@ -1,4 +1,4 @@
-"""JPEG decoded only as far down as it is looked at: the same bytes in any coding; damage is found once."""
+"""JPEG decoded little more than is looked at: the same bytes in any coding; damage is found once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from striate.data.preprocess import Preprocess
 from striate.data.reader import Reader
 from striate.data.samples import Split
 from striate.images import jpeg
+from striate.images.containers import declared
 from striate.images.decode import decode
+from striate.images.tiles import cut
 
 
 def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -46,7 +48,7 @@ def coded(image: NDArray[np.uint8], **options: object) -> bytes:
     st.integers(0, 60),
     st.data(),
 )
-def test_upper_rows_are_exact(
+def test_the_box_is_exact(
     height: int,
     width: int,
     sampling: int,
@@ -58,27 +60,46 @@ def test_upper_rows_are_exact(
     options = {"subsampling": sampling, "quality": 85, "restart_marker_blocks": restart}
     file = coded(picture(height, width), **options)
     whole = decode(file, at_least=at_least, channels=channels)
-    wanted = data.draw(st.integers(0, len(whole)))
-    partly = decode(file, at_least=at_least, channels=channels, rows=lambda *_: wanted)
+    x0, x1 = sorted(data.draw(st.integers(0, whole.shape[1])) for _ in range(2))
+    y0, y1 = sorted(data.draw(st.integers(0, whole.shape[0])) for _ in range(2))
+    partly = decode(file, at_least=at_least, channels=channels, seen=lambda *_: (x0, y0, x1, y1))
     assert partly.shape == whole.shape
-    np.testing.assert_array_equal(partly[:wanted], whole[:wanted])
+    np.testing.assert_array_equal(partly[y0:y1, x0:x1], whole[y0:y1, x0:x1])
 
 
 def test_decodes_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    heights = []
+    sizes = []
 
     def spy(data: bytes, **options: object) -> object:
-        heights.append(Image.open(io.BytesIO(bytes(data))).height)
+        sizes.append(Image.open(io.BytesIO(bytes(data))).size)
         return real(data, **options)
 
     real = jpeg.simplejpeg.decode_jpeg
     monkeypatch.setattr(jpeg.simplejpeg, "decode_jpeg", spy)
-    file = coded(picture(200, 60), subsampling=2)
-    decode(file, rows=lambda height, width: 31 if (height, width) == (200, 60) else 0)
-    assert heights == [32]
-    decode(file, rows=lambda height, width: 32)
-    decode(file, rows=lambda height, width: 193)
-    assert heights == [32, 48, 200]
+    image = picture(200, 64)
+    file = coded(image, subsampling=2)
+    decode(file, seen=lambda height, width: (0, 0, 9, 31) if (height, width) == (200, 64) else (0, 0, 0, 0))
+    assert sizes == [(64, 32)]
+    decode(file, seen=lambda height, width: (40, 20, 50, 32))
+    decode(file, seen=lambda height, width: (40, 20, 50, 193))
+    assert sizes[1:] == [(64, 48), (64, 200)]
+    tiles = coded(image, subsampling=2, restart_marker_blocks=2)
+    decode(tiles, seen=lambda height, width: (36, 20, 50, 30))
+    decode(tiles, seen=lambda height, width: (2, 16, 30, 199))  # colours from two pixels beside
+    assert sizes[3:] == [(32, 16), (32, 200)]
+    rows = coded(image, subsampling=2, restart_marker_rows=3)
+    decode(rows, seen=lambda height, width: (36, 50, 50, 94))
+    askew = coded(image, subsampling=2, restart_marker_blocks=3)
+    decode(askew, seen=lambda height, width: (36, 50, 50, 90))
+    assert sizes[5:] == [(64, 48), (64, 96)]
+
+
+def test_marks_that_are_not_there_are_not_missed() -> None:
+    file = coded(picture(96, 96), subsampling=2, restart_marker_blocks=2)
+    fewer = file.replace(b"\xff\xd3", b"", 1)
+    info = declared(fewer)
+    assert info.scan is not None
+    assert cut(fewer, info.scan, (96, 96), (0, 0, 20, 20)) is None
 
 
 def test_progressive_turned_and_other_files_come_whole() -> None:
@@ -89,7 +110,7 @@ def test_progressive_turned_and_other_files_come_whole() -> None:
     png = io.BytesIO()
     Image.fromarray(image).save(png, "PNG")
     for file in (*files, png.getvalue()):
-        np.testing.assert_array_equal(decode(file, rows=lambda *_: 8), decode(file))
+        np.testing.assert_array_equal(decode(file, seen=lambda *_: (0, 0, 40, 8)), decode(file))
 
 
 def folder_split(folder: Path, files: list[bytes]) -> Split:
@@ -108,7 +129,7 @@ def folder_split(folder: Path, files: list[bytes]) -> Split:
 )  # fmt: skip
 @pytest.mark.parametrize("channels", [1, 3])
 def test_views_are_those_of_the_whole_image(tmp_path: Path, augment: str, channels: int) -> None:
-    files = [coded(picture(90 + 7 * i, 130, i), subsampling=2) for i in range(6)]
+    files = [coded(picture(90 + 7 * i, 130, i), subsampling=2, restart_marker_blocks=i % 3) for i in range(6)]
     preprocess = Preprocess(size=(32, 32), channels=channels, mean=(0.5,) * channels, std=(0.2,) * channels)
     split, pipeline = folder_split(tmp_path, files), parse(augment)
     reader = Reader(split, preprocess, pipeline, 0, True)
