@@ -68,6 +68,14 @@ def test_a_settings_file_is_read_and_flags_win_over_it(tmp_path: Path) -> None:
     assert values is not None
     recipe = values["recipe"]
     assert (recipe.epochs, recipe.lr, recipe.augment) == (7, 0.25, "flip")
+    file.write_text("data: named\nepochs: 7\n")
+    values, _ = parse("striate train", cli.train, ["--config", str(file)])
+    assert values is not None
+    assert values["data"] == "named"
+    for text, held in (("", "holds nothing"), ("a text", "holds the text 'a text'")):
+        file.write_text(text)
+        with pytest.raises(StriateError, match=held):
+            parse("striate train", cli.train, ["set", "--config", str(file)])
 
 
 def test_printed_settings_can_be_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

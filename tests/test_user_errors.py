@@ -160,7 +160,18 @@ def test_labels_without_images(photos: Path, capsys: pytest.CaptureFixture[str])
         (["predict", "photos/dark/00.png", "photos/dark"], "is a PNG image, not a model file"),
         (["predict", "photos", "photos/dark"], "holds no model.safetensors"),
         (["predict", "nowhere/model.safetensors", "photos/dark"], "check the path"),
-        (["data", "check", "photos", "--out", "found"], "cannot save DataCheck as 'found'"),
+        (["data", "check", "photos", "--out", "found"], "cannot write results as 'found'"),
+        (["data", "describe", "photos", "--out", "found.json"], "writes no file"),
+        (["data", "prepare", "photos"], "say where with --out"),
+        # Told before the work, which could not even begin here.
+        (["evaluate", "nowhere", "photos", "--out", "found.txt"], "cannot write results as 'found.txt'"),
+        (["evaluate", "nowhere", "photos", "--out", "found.csv"], "allowed: .json, .npz"),
+        (["bench", "train", "nowhere", "--out", "photos"], "is a folder"),
+        (["compare", "nets", "nowhere", "--out", "found.pdf"], "allowed: .csv, .json, .png, .svg, a folder"),
+        (
+            ["predict", "nowhere", "photos", "--out", "photos/dark/00.png/found.csv"],
+            "a part of the path is a file",
+        ),
     ],
 )
 def test_wrong_paths(photos: Path, capsys: pytest.CaptureFixture[str], words: list[str], part: str) -> None:

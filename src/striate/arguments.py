@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import inspect
@@ -52,8 +53,12 @@ def parse(
     as_json = bool(values.pop("json", False))
     for extra in ("config", "print_config"):
         values.pop(extra, None)
+    parameters = inspect.signature(verb).parameters
     folded = _fold(verb, values)
-    if GIVEN in inspect.signature(verb).parameters:
+    for name, parameter in parameters.items():
+        if parameter.default is not inspect.Parameter.empty:
+            folded.setdefault(name, parameter.default)
+    if GIVEN in parameters:
         folded[GIVEN] = frozenset(given)
     return folded, as_json
 
@@ -93,7 +98,8 @@ def make_parser(program: str, verb: Callable[..., Any]) -> jsonargparse.Argument
             if positional and not required:
                 extra["nargs"] = "?"
         if not required:
-            extra["default"] = parameter.default
+            # A default of its own would hide what a settings file says of a positional argument.
+            extra["default"] = argparse.SUPPRESS if positional else parameter.default
         parser.add_argument(flag, **extra)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument(
@@ -155,6 +161,10 @@ def _mistake(program: str, text: str, flags: set[str]) -> StriateError:
     )
     if missing:
         return StriateError(f"missing: {missing.group(1)}", hint=see)
+    config = re.match(r"Unexpected config: ?(.*)", text)
+    if config:
+        held = f"the text {config.group(1)!r}" if config.group(1) else "nothing"
+        return StriateError(f"the file given with --config holds {held}", allowed="lines such as lr: 0.1")
     value = re.search(r'Parser key "([\w.]+)":\s*(.*)', text)
     if value:
         return StriateError(f"--{value.group(1)}: {_plain_types(value.group(2))}", hint=see)

@@ -80,8 +80,11 @@ def evaluate(
         label_column: the column of a table that holds the class, where it is not found by itself
         out: write the scores, with one entry an image, to this .json file too; tables to .csv as well
     """
+    from striate.core.files import check_target
     from striate.evaluate.verb import evaluate_verb
 
+    if out:
+        check_target(out, [".json", ".npz", *([".csv"] if grid or corruptions else [])])
     result = evaluate_verb(
         model, data, split=split, protocol=protocol, grid=grid, trained_side=trained_side,
         corruptions=corruptions, batch=batch, threads=threads, device=device, engine=engine,
@@ -224,8 +227,11 @@ def compare(
         device: auto, cpu or cuda
         out: write to this .csv, .json, .png or .svg file, or all four into this folder
     """
-    from striate.studies.compare_nets import compare_nets
+    from striate.core.files import check_target
+    from striate.studies.compare_nets import SUFFIXES, compare_nets
 
+    if out:
+        check_target(out, SUFFIXES, folder=True)
     result = compare_nets(
         names or None, measure=measure, size=size, rounds=rounds, threads=threads, device=device
     )

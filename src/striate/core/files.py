@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -59,6 +59,29 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:
     """Write `value` as indented JSON to `path` in one step; raises as `replacing` does."""
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_target(path: str | os.PathLike[str], suffixes: Sequence[str], folder: bool = False) -> Path:
+    """Before a long job: where its results are to be written; `folder`: one may be given, without a suffix.
+
+    Raises:
+        StriateError: another suffix, a folder where a file belongs, or a place that cannot be written to.
+    """
+    target = Path(path).expanduser()
+    known = target.suffix.lower() in suffixes
+    if target.is_dir() and (known or not folder):
+        raise StriateError(f"{os.fspath(path)!r} is a folder", hint="give a file name")
+    if not known and not (folder and not target.suffix):
+        raise StriateError(
+            f"cannot write results as {target.name!r}", allowed=[*suffixes, *(["a folder"] if folder else [])]
+        )
+    place = target if target.is_dir() else target.parent
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    trouble = errno.ENOTDIR if not place.is_dir() else 0 if os.access(place, os.W_OK) else errno.EACCES
+    if trouble:
+        raise write_error(target, OSError(trouble, os.strerror(trouble)))
+    return target
 
 
 def write_error(path: Path, error: OSError) -> StriateError:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from striate.core.errors import StriateError
-from striate.core.files import write_text
+from striate.core.files import check_target, write_text
 from striate.core.results import Result
 from striate.images import draw
 from striate.images.decode import to_image
@@ -69,10 +69,8 @@ def predict_files(
     Raises:
         StriateError: nothing to predict, an unreadable file (unless `skip_bad`), a suffix that is not known.
     """
-    if out and Path(out).suffix not in ("", ".csv", ".json"):
-        raise StriateError(
-            f"cannot write answers to {out!r}", allowed=[".csv", ".json", "a folder for masks"]
-        )
+    if out:
+        check_target(out, [".csv", ".json"], folder=True)
     loaded = load(model)
     found = loaded.predict(
         list(expand(paths)), top=top, batch=batch, threads=threads or None, device=device,

@@ -28,8 +28,11 @@ def bench(
         peak: measure the machine's peak before and after
         out: write the profile to this .json file too, or its stages to this .csv file
     """
+    from striate.core.files import check_target
     from striate.studies.bench import bench_verb
 
+    if out:
+        check_target(out, [".json", ".csv", ".npz"])
     result = bench_verb(
         action, target, data=data, size=size, batch=batch, steps=steps, threads=threads, device=device,
         augment=augment, engine=engine, with_peak=peak,

@@ -17,7 +17,7 @@ from striate.core.results import Result
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SUFFIXES = (".csv", ".json", ".png", ".svg", "a folder for all of them")
+SUFFIXES = (".csv", ".json", ".png", ".svg")
 # More nets than these are measured only where they are named.
 MOST = 64
 MEASURED = ("latency_1", "latency_16", "throughput", "peak_memory", "joules", "watts")
@@ -108,8 +108,10 @@ class NetComparison(Result):
         if target.suffix in (".csv", ".json"):
             return super().save(target)
         if target.suffix:
-            raise StriateError(f"cannot save a comparison as {target.name!r}", allowed=SUFFIXES)
-        for suffix in (".csv", ".json", ".png", ".svg"):
+            raise StriateError(
+                f"cannot save a comparison as {target.name!r}", allowed=[*SUFFIXES, "a folder"]
+            )
+        for suffix in SUFFIXES:
             self.save(target / f"nets{suffix}")
         return target
 

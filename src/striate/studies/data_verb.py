@@ -30,6 +30,8 @@ def data(
         views: show: how many views of each
         workers: prepare: how many processes; by default one for each processor
     """
+    from striate.core.errors import StriateError
+    from striate.core.files import check_target
     from striate.data.checks import check_data
     from striate.data.formats import open_data
 
@@ -43,6 +45,10 @@ def data(
         return Answer(sheet.lines(), sheet.to_dict())
     if action == "prepare":
         return _prepare(path, out, workers)
+    if out and action == "check":
+        check_target(out, [".json", ".csv", ".npz"])
+    elif out:
+        raise StriateError("'data describe' writes no file", hint="leave out --out, or take 'data check'")
     dataset = open_data(path, strict=False)
     if action == "describe":
         return Answer(dataset.describe().splitlines(), {"path": path, "classes": list(dataset.classes)})

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from striate.core.errors import StriateError, unknown
+from striate.core.files import check_target
 from striate.core.results import Result
 from striate.core.runs import MODEL, SETTINGS, Run
 from striate.data.loaders import Loader
@@ -80,13 +81,13 @@ def ensemble(
         raise StriateError(f"last is {last}", allowed="0 for all, or at least 2")
     if split is not None and data is None:
         raise StriateError(f"split {split!r} is given without data", hint="give the data that it is of")
-    if Path(out).is_dir():
-        raise StriateError(f"{str(out)!r} is a folder", hint="give a file, such as ensemble.safetensors")
-    if Path(out).suffix != ".safetensors":
-        raise StriateError(f"cannot save a model as {str(out)!r}", allowed=".safetensors")
+    check_target(out, [".safetensors"])
     parse_protocol(how.get("protocol", "center"))
     given = found_models(models)[-last:]
     loaded = [load(one) for one in given]
+    if data is not None:
+        # Before anything is written: that these can be tested on.
+        images_to_test(data, loaded[0], split or "test", {})
     if average == "posteriors":
         made: Model = Ensemble(loaded, names=_names(given, loaded))
     else:
