@@ -10,12 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from striate.core.errors import StriateError
+from striate.core.settings import from_dict
 from striate.train import preflight as module
 from striate.train.fit import fit
+from striate.train.idle import idle_settings
 from striate.train.preflight import preflight
+from striate.train.recipe import Recipe
 from trials import Part, same_weights, small_job, small_net
 
 
@@ -33,6 +37,34 @@ def test_a_sound_job_passes_and_nothing_changes(tmp_path: Path) -> None:
     fit(job)
     fit(untouched)
     assert same_weights(job.net, untouched.net)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, []),
+        ({"optimizer": "adam", "betas": (0.8, 0.9), "schedule": "cosine", "restarts": 2, "floor": 0.1}, []),
+        ({"optimizer": "adam", "momentum": 0.5}, ["momentum has no effect with the optimizer adam; it is"]),
+        ({"schedule": "cosine", "gamma": 0.5}, ["gamma has no effect with the schedule cosine; it is for"]),
+        ({"restarts": 1, "growth": 2.0}, ["restarts has no", "growth has no effect with the schedule one-c"]),
+        ({"swa_every": 2, "norm_batches": 3}, ["swa_every has no effect", "norm_batches has no effect"]),
+        ({"grow_epochs": 3, "momentum": 0.0, "nesterov": False}, ["grow_epochs has no effect"]),
+        ({"warmup": 3.0, "epochs": 3}, ["warmup is 3 of 3 epochs"]),
+    ],
+)  # fmt: skip
+def test_settings_without_effect_are_told(changes: dict[str, object], told: list[str]) -> None:
+    found = idle_settings(Recipe(**changes))
+    assert len(found) == len(told)
+    assert all(text.startswith(part) for text, part in zip(found, told, strict=True))
+
+
+def test_the_recipes_have_no_setting_without_effect() -> None:
+    files = sorted(Path(__file__).parent.parent.glob("recipes/*.yaml"))
+    assert files
+    for file in files:
+        values = yaml.safe_load(file.read_text())
+        recipe = from_dict(Recipe, {k: v for k, v in values.items() if k in Recipe.__dataclass_fields__})
+        assert idle_settings(recipe) == [], file.name
 
 
 def test_head_of_another_size(tmp_path: Path) -> None:

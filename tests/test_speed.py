@@ -171,6 +171,9 @@ def test_profile_of_prediction_names_the_engines() -> None:
     assert found.images_per_second == max(found.engines.values())
     assert set(found.parts) == {"view of each picture", "normalise", "net", "answers"}
     assert not any(found.backward_ms)
+    assert not any("earlier race" in note for note in found.notes)
+    again = bench_verb("predict", "lenet5", batch=2, steps=2, with_peak=False, threads=1, engine="eager")
+    assert any("earlier race" in note for note in again.notes)
 
 
 def test_profile_of_loading(tmp_path: Path) -> None:

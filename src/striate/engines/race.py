@@ -92,6 +92,7 @@ class Shape:
         self.decided = False  # whether the net itself goes on, for as long as nothing changes
         self._turn = self._round = 0
         self._tried: set[Form] = set()  # built by this process: once is enough
+        self.remembered: frozenset[Form] = frozenset()  # those whose times are of an earlier race
         self._kept = True
 
     @property
@@ -150,6 +151,7 @@ class Shape:
             ground = self.ground
             self._about = records.key(ground.net, self.key, ground.device, ground.threads)
             self.record = records.load(self._about).only_for(ground.net)
+            self.remembered = frozenset(self.record.known() - {*self.record.dropped})
         self.record.add(PLAIN, 0.0, spent, 0)
         spent = min(spent, self.record.timings[PLAIN].seconds)
         known = self.record.known() | self._tried

@@ -139,10 +139,15 @@ def save(about: Mapping[str, Any], record: Record) -> str | None:
     return None
 
 
+def folder() -> Path:
+    """Where what is known of engines is kept."""
+    return cache_folder() / "engines"
+
+
 def path_of(about: Mapping[str, Any]) -> Path:
     """The file of a key."""
     text = json.dumps(about, sort_keys=True)
-    return cache_folder() / "engines" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    return folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
 def digest(net: nn.Module) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from striate.core.errors import StriateError
 from striate.data.formats import open_data
 from striate.data.preprocess import Preprocess
+from striate.engines import record as records
 from striate.engines.chooser import Engines, check_name
 from striate.engines.engine import Form, evaluating
 from striate.engines.record import Timing
@@ -154,4 +155,8 @@ def race(model: Model, images: Tensor) -> tuple[dict[str, float], list[str]]:
         / (shape.plain.seconds if timing is None else timing.seconds)
         for form, timing in timings.items()
     }
-    return rates, engines.lines()
+    notes = engines.lines()
+    if shape.remembered:
+        names = ", ".join(sorted(str(form) for form in shape.remembered))
+        notes.append(f"measured in an earlier race, kept in {records.folder()}: {names}")
+    return rates, notes

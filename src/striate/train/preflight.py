@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from striate.core.errors import StriateError
 from striate.train.fit import loss_of
+from striate.train.idle import idle_settings
 from striate.train.optimize import OPTIMIZERS
 from striate.train.resizing import parse_steps, shrink
 
@@ -40,7 +41,7 @@ def preflight(job: Job, folder: Path | None, *, seconds: float = 1.5) -> list[st
     check_targets(job)
     if folder is not None:
         check_folder(folder, checkpoint_bytes(job))
-    warnings = memory_warnings(job)
+    warnings = idle_settings(job.recipe) + memory_warnings(job)
     batch = first_batch(job)
     with undisturbed():
         images = batch.images.to(job.place.device)
