@@ -20,6 +20,7 @@ from striate.data.samples import Split
 from striate.images import jpeg
 from striate.images.containers import declared
 from striate.images.decode import decode
+from striate.images.jpeg import Look
 from striate.images.tiles import cut
 
 
@@ -62,9 +63,18 @@ def test_the_box_is_exact(
     whole = decode(file, at_least=at_least, channels=channels)
     x0, x1 = sorted(data.draw(st.integers(0, whole.shape[1])) for _ in range(2))
     y0, y1 = sorted(data.draw(st.integers(0, whole.shape[0])) for _ in range(2))
-    partly = decode(file, at_least=at_least, channels=channels, seen=lambda *_: (x0, y0, x1, y1))
-    assert partly.shape == whole.shape
-    np.testing.assert_array_equal(partly[y0:y1, x0:x1], whole[y0:y1, x0:x1])
+    look = at((x0, y0, x1, y1))
+    part = decode(file, at_least=at_least, channels=channels, look=look)
+    assert (look.size or part.shape[:2]) == whole.shape[:2]
+    assert look.x <= x0
+    assert look.y <= y0
+    box = part[y0 - look.y : y1 - look.y, x0 - look.x : x1 - look.x]
+    np.testing.assert_array_equal(box, whole[y0:y1, x0:x1])
+
+
+def at(box: tuple[int, int, int, int]) -> Look:
+    """A look at a fixed box."""
+    return Look(lambda height, width: box)
 
 
 def test_decodes_less(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,19 +88,19 @@ def test_decodes_less(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jpeg.simplejpeg, "decode_jpeg", spy)
     image = picture(200, 64)
     file = coded(image, subsampling=2)
-    decode(file, seen=lambda height, width: (0, 0, 9, 31) if (height, width) == (200, 64) else (0, 0, 0, 0))
+    decode(file, look=at((0, 0, 9, 31)))
     assert sizes == [(64, 32)]
-    decode(file, seen=lambda height, width: (40, 20, 50, 32))
-    decode(file, seen=lambda height, width: (40, 20, 50, 193))
+    decode(file, look=at((40, 20, 50, 32)))
+    decode(file, look=at((40, 20, 50, 193)))
     assert sizes[1:] == [(64, 48), (64, 200)]
     tiles = coded(image, subsampling=2, restart_marker_blocks=2)
-    decode(tiles, seen=lambda height, width: (36, 20, 50, 30))
-    decode(tiles, seen=lambda height, width: (2, 16, 30, 199))  # colours from two pixels beside
+    decode(tiles, look=at((36, 20, 50, 30)))
+    decode(tiles, look=at((2, 16, 30, 199)))  # colours from two pixels beside
     assert sizes[3:] == [(32, 16), (32, 200)]
     rows = coded(image, subsampling=2, restart_marker_rows=3)
-    decode(rows, seen=lambda height, width: (36, 50, 50, 94))
+    decode(rows, look=at((36, 50, 50, 94)))
     askew = coded(image, subsampling=2, restart_marker_blocks=3)
-    decode(askew, seen=lambda height, width: (36, 50, 50, 90))
+    decode(askew, look=at((36, 50, 50, 90)))
     assert sizes[5:] == [(64, 48), (64, 96)]
 
 
@@ -110,7 +120,7 @@ def test_progressive_turned_and_other_files_come_whole() -> None:
     png = io.BytesIO()
     Image.fromarray(image).save(png, "PNG")
     for file in (*files, png.getvalue()):
-        np.testing.assert_array_equal(decode(file, seen=lambda *_: (0, 0, 40, 8)), decode(file))
+        np.testing.assert_array_equal(decode(file, look=at((0, 0, 40, 8))), decode(file))
 
 
 def folder_split(folder: Path, files: list[bytes]) -> Split:

@@ -25,7 +25,7 @@ from striate.data.augmentations import (
     Moving,
     Repeats,
 )  # fmt: skip
-from striate.data.crops import Bytes, crop_view, mirrored
+from striate.data.crops import Bytes, Place, crop_view, mirrored
 from striate.data.pools import IGNORE
 from striate.data.preprocess import Preprocess
 from striate.data.samples import Split
@@ -246,27 +246,29 @@ class Pipeline:
 
     def view(
         self, image: Bytes, u: Floats, preprocess: Preprocess, frame: Floats | None = None,
-        out: Bytes | None = None,
+        out: Bytes | None = None, place: Place | None = None,
     ) -> Bytes:  # fmt: skip
         """What the net sees of an image in training: (H, W, C) uint8 -> (h, w, C); `frame` as in `matrix`.
 
-        out: memory of the view, which may be used for it.
+        out: memory of the view, which may be used for it. place: of `image`, where it is a part
+        of the whole that holds `slice_of`.
         """
-        return self.change_colour(self.moved(image, u, preprocess, frame, out), u, preprocess)
+        return self.change_colour(self.moved(image, u, preprocess, frame, out, place), u, preprocess)
 
     def moved(
         self, image: Bytes, u: Floats, preprocess: Preprocess, frame: Floats | None = None,
-        out: Bytes | None = None,
+        out: Bytes | None = None, place: Place | None = None,
     ) -> Bytes:  # fmt: skip
         """The view before its values are changed: all geometry, in one warp; or a crop's box, resampled."""
         if self._crop is None and not self._moving:
             return preprocess.view(image)
-        height, width = image.shape[:2]
+        left, top, height, width = place or (0, 0, *image.shape[:2])
         size = preprocess.size
         if self._crop is not None and size is not None and preprocess.interpolation == "bilinear":
             box, turned = self.slice_of(u, height, width, size), self.mirrored(u, size, frame)
             if box is not None and turned is not None:
-                return crop_view(image, box, size, turned, out)
+                x0, y0, x1, y1 = box
+                return crop_view(image, (x0 - left, y0 - top, x1 - left, y1 - top), size, turned, out)
         how: dict[str, Any] = {
             "interpolation": preprocess.interpolation, "border": self.border(preprocess),
             "fill": preprocess.fill,

@@ -11,6 +11,8 @@ from striate.images import geometry
 
 Bytes = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
+Place = tuple[int, int, int, int]
+"""Where a part of a picture lies: x, y, and the height and width of the whole."""
 
 EXACT = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
 """Whether PyTorch's filter has its vector instructions (AVX2) here; without them it takes 8 times as long."""

@@ -13,6 +13,7 @@ from striate.core.errors import BadImage, StriateError
 from striate.data.augment import Pipeline
 from striate.data.preprocess import Preprocess
 from striate.data.samples import Split
+from striate.images.jpeg import Look
 from striate.images.tiles import Box
 
 Bytes = NDArray[np.uint8]
@@ -93,18 +94,20 @@ class Reader:
         out: memory of the view, which may be used for it.
         """
         preprocess, pipeline = self.preprocess, self.pipeline
-        size, seen = preprocess.size, None
+        size, look = preprocess.size, None
         sliced = self._sound[number] and pipeline.crops and preprocess.interpolation == "bilinear"
         if sliced and size is not None and pipeline.mirrored(u, size, frame) is not None:
-            seen = partial(self._seen, u, size)
+            look = Look(partial(self._seen, u, size))
         image = self.split.image(
-            number, at_least=pipeline.at_least(u, preprocess), channels=preprocess.channels, seen=seen
+            number, at_least=pipeline.at_least(u, preprocess), channels=preprocess.channels, look=look
         )
         self._sound[number] = True
-        view = pipeline.view(image, u, preprocess, frame, out)
+        place = None if look is None or look.size is None else (look.x, look.y, *look.size)
+        view = pipeline.view(image, u, preprocess, frame, out, place)
         if not self.has_masks:
             return view, None
-        mask = pipeline.mask_view(self.split.mask(number), u, preprocess, image.shape[:2], frame)
+        whole = image.shape[:2] if place is None else place[2:]
+        mask = pipeline.mask_view(self.split.mask(number), u, preprocess, whole, frame)
         return view, mask
 
     def _seen(self, u: NDArray[np.float64], size: tuple[int, int], height: int, width: int) -> Box:

@@ -21,7 +21,7 @@ from striate.data.classes import match_class, renumber
 from striate.data.pools import ArrayPool, Integers, Pool
 from striate.images.colour import to_uint8
 from striate.images.decode import decode, decode_index, header
-from striate.images.jpeg import Enough, Seen
+from striate.images.jpeg import Enough, Look
 
 KINDS = ("classification", "multi-label", "segmentation")
 HEADER_SAMPLE = 64
@@ -101,9 +101,9 @@ class Split:
         *,
         at_least: int | Enough | None = None,
         channels: int = 3,
-        seen: Seen | None = None,
+        look: Look | None = None,
     ) -> NDArray[np.uint8]:
-        """Image `index` as (H, W, channels) uint8; `at_least` and `seen` as in `images.decode.decode`.
+        """Image `index` as (H, W, channels) uint8; `at_least` and `look` as in `images.decode.decode`.
 
         Raises:
             BadImage: it cannot be decoded; the text begins with its name.
@@ -112,7 +112,7 @@ class Split:
         if self.pool.pictures is not None:
             return to_uint8(self.pool.pictures[row], channels)
         try:
-            return decode(self.pool.read(row), at_least=at_least, channels=channels, seen=seen)
+            return decode(self.pool.read(row), at_least=at_least, channels=channels, look=look)
         except BadImage as error:
             raise _named(self.pool.names[row], error) from error
 

@@ -11,12 +11,17 @@ class Malformed(ValueError):
     """A container that breaks the rules of its format; the text is the reason."""
 
 
+INDEX_MARK, INDEX_NAME = 0xEA, b"Striate tiles\0"
+"""The segment of a JPEG header that lists the bytes from each restart marker to the next, it included."""
+
+
 @dataclass(frozen=True)
 class Scan:
     """The one scan of a sequential JPEG, coded unit by unit (MCU), row by row.
 
     size_at: where the frame keeps the height, then the width, two bytes each; at: where the coded data begin;
-    lines, columns: pixels of a unit; restart: units from one restart marker to the next, 0 without markers.
+    lines, columns: pixels of a unit; restart: units from one restart marker to the next, 0 without markers;
+    index: where the header lists the bytes of the codes between them, and how many numbers of two bytes.
     """
 
     size_at: int
@@ -24,6 +29,7 @@ class Scan:
     lines: int
     columns: int
     restart: int = 0
+    index: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from striate.core.errors import BadImage, StriateError
 from striate.images.colour import to_uint8
 from striate.images.containers import declared
 from striate.images.declared import Declared, Malformed
-from striate.images.jpeg import Enough, Seen, decode_jpeg, reduction
+from striate.images.jpeg import Enough, Look, decode_jpeg, reduction
 from striate.images.pnm import decode_pnm
 from striate.images.rasters import STRIP, hush, open_picture, to_array
 
@@ -70,15 +70,15 @@ def decode(
     at_least: int | Enough | None = None,
     channels: int = 3,
     limits: Limits = DEFAULT_LIMITS,
-    seen: Seen | None = None,
+    look: Look | None = None,
 ) -> Bytes:
     """Decode an image file to uint8 (H, W, channels), contiguous, with EXIF orientation applied.
 
     The kind of file is known by its content: JPEG, PNG, GIF (first frame), WebP, BMP, TIFF (first page),
     PNM. Transparency is laid on white; 16-bit grey is divided by 257 and rounded, 16-bit colour keeps its
     high byte. With `at_least`, a JPEG may come back at 1/2, 1/4 or 1/8 of its size as long as its shorter
-    side keeps that many pixels, or its height and width are enough. `seen`: the box that is looked at;
-    what lies beside it may hold anything. `channels` is 3 (RGB) or 1 (grey, ITU-R 601 luma).
+    side keeps that many pixels, or its height and width are enough. `look`: the box that is looked at;
+    a part of the picture that holds it may come back. `channels` is 3 (RGB) or 1 (grey, ITU-R 601 luma).
 
     Raises:
         BadImage: missing, truncated, not an image of these formats, or beyond the limits.
@@ -88,7 +88,7 @@ def decode(
     info, n = _declared(data, name, limits, channels, at_least)
     try:
         if info.format == "JPEG" and not info.cmyk:
-            pixels = decode_jpeg(data, info, n, channels, seen)
+            pixels = decode_jpeg(data, info, n, channels, look)
         elif info.format == "PPM":
             pixels = to_uint8(decode_pnm(data, info), channels)
         else:

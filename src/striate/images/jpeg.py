@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -15,10 +16,23 @@ from striate.images.declared import Declared, Scan
 from striate.images.tiles import Box, cut
 
 Bytes = npt.NDArray[np.uint8]
-Seen = Callable[[int, int], Box]
-"""For a picture of some height and width: the box x0, y0, x1, y1 of it that is looked at."""
 Enough = Callable[[int, int], bool]
 """Whether a picture reduced to some height and width still holds all that is looked at."""
+
+
+@dataclass
+class Look:
+    """The box of a picture that is looked at; what of it came back.
+
+    box: for a picture of some height and width, x0, y0, x1, y1. After decoding, `size` is the whole picture's
+    (height, width) and x, y the place in it of what came back; size is None where that is all of it.
+    """
+
+    box: Callable[[int, int], Box]
+    x: int = 0
+    y: int = 0
+    size: tuple[int, int] | None = None
+
 
 # libjpeg's complaints that leave the picture whole, if the file also has its end mark.
 _HARMLESS = re.compile(
@@ -41,23 +55,22 @@ def reduction(info: Declared, at_least: int | Enough | None) -> int:
     return 1
 
 
-def decode_jpeg(data: bytes, info: Declared, n: int, channels: int, seen: Seen | None = None) -> Bytes:
+def decode_jpeg(data: bytes, info: Declared, n: int, channels: int, look: Look | None = None) -> Bytes:
     """The picture at 1/n of its size, uint8 (H, W, channels), not yet turned.
 
-    With `seen`, what lies beside the box looked at may hold anything. The box is exactly that of the whole
-    picture. Damage beside it is not noticed.
+    With `look`, perhaps a part of it that holds the box looked at, with exactly the pixels of the whole.
+    Damage beside it is not noticed.
 
     Raises:
         ValueError: the file is damaged.
     """
     colours = "RGB" if channels == 3 else "GRAY"
-    if seen is not None and info.scan is not None and info.orientation == 1:
-        picture = np.empty((-(-info.height // n), -(-info.width // n), channels), dtype=np.uint8)
-        box = seen(*picture.shape[:2])
-        if _tiles(data, info, info.scan, n, colours, box, picture):
-            return picture
-        if _upper(data, info, info.scan, n, colours, box[3], picture):
-            return picture
+    if look is not None and info.scan is not None and info.orientation == 1:
+        size = (-(-info.height // n), -(-info.width // n))
+        part = _part(data, info, info.scan, n, colours, look.box(*size))
+        if part is not None:
+            look.size, look.x, look.y = size, *part[1:]
+            return part[0]
     try:
         pixels = simplejpeg.decode_jpeg(data, colorspace=colours, **_scaled(info.height, info.width, n))
     except ValueError as error:
@@ -75,43 +88,47 @@ def _scaled(height: int, width: int, n: int) -> dict[str, Any]:
     return {"min_height": -(-height // n), "min_width": -(-width // n)} if n > 1 else {}
 
 
-def _tiles(data: bytes, info: Declared, scan: Scan, n: int, colours: str, box: Box, picture: Bytes) -> bool:
-    """Whether the box was put into the picture from the tiles between restart markers that it lies in."""
+Part = tuple[Bytes, int, int]
+
+
+def _part(data: bytes, info: Declared, scan: Scan, n: int, colours: str, box: Box) -> Part | None:
+    """What holds the box, and its place: the tiles between restart markers, or the upper lines."""
+    found = _tiles(data, info, scan, n, colours, box) if scan.restart else None
+    return _upper(data, info, scan, n, colours, box[3]) if found is None else found
+
+
+def _tiles(data: bytes, info: Declared, scan: Scan, n: int, colours: str, box: Box) -> Part | None:
     # Colours are smoothed over the next one, at most two pixels away.
     margin = 2 * n
     x0, y0, x1, y1 = (n * edge for edge in box)
     part = cut(data, scan, (info.height, info.width), (x0 - margin, y0 - margin, x1 + margin, y1 + margin))
     if part is None or max(part.height, part.width) < 8:
-        return False
+        return None
     try:
         pixels = simplejpeg.decode_jpeg(part.data, colorspace=colours, **_scaled(part.height, part.width, n))
     except ValueError:
-        return False
-    place = picture[part.y // n :, part.x // n :][: pixels.shape[0], : pixels.shape[1]]
-    if pixels.shape != place.shape:
-        return False
-    place[...] = pixels
-    return True
+        return None
+    if pixels.shape[:2] != (-(-part.height // n), -(-part.width // n)):
+        return None
+    return pixels, part.x // n, part.y // n
 
 
-def _upper(
-    data: bytes, info: Declared, scan: Scan, n: int, colours: str, bottom: int, picture: Bytes
-) -> bool:
-    """Whether the picture was decoded as far as it is looked at; not where that is all of it, or goes wrong.
+def _upper(data: bytes, info: Declared, scan: Scan, n: int, colours: str, bottom: int) -> Part | None:
+    """The lines that are looked at; None where that is all of them, or does not go well.
 
     The frame header is given a smaller height. The decoder looks one line of colours further down, which
     the added lines cover.
     """
     kept = (bottom * n // scan.lines + 1) * scan.lines
     if kept >= info.height:
-        return False
+        return None
     changed = bytearray(data)
     struct.pack_into(">H", changed, scan.size_at, kept)
-    upper = picture[: -(-kept // n)]
+    upper = np.empty((-(-kept // n), -(-info.width // n), 1 if colours == "GRAY" else 3), dtype=np.uint8)
     try:
         simplejpeg.decode_jpeg(changed, colorspace=colours, buffer=upper, **_scaled(kept, info.width, n))
     except ValueError as error:
         # The first complaint is told: with this one, all went well as far as the picture was decoded.
         if "extraneous bytes before marker" not in str(error):
-            return False
-    return True
+            return None
+    return upper, 0, 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from striate.images.declared import Declared, Malformed, Scan
+from striate.images.declared import INDEX_MARK, INDEX_NAME, Declared, Malformed, Scan
 from striate.images.tags import exif_orientation
 
 MAX_SEGMENTS = 20_000  # before its pixels
@@ -55,7 +55,7 @@ def _jpeg_frame(data: bytes, place: int, marker: int, orientation: int) -> Decla
 
 def _scan(data: bytes, frame: int, sampling: list[int]) -> Scan | None:
     """The first scan after the frame header at `frame`; None where it lacks parts, or is not plain."""
-    place, restart = frame, 0
+    place, restart, index = frame, 0, (0, 0)
     for _ in range(MAX_SEGMENTS):
         (length,) = struct.unpack_from(">H", data, place + 2)
         place += 2 + length
@@ -65,6 +65,9 @@ def _scan(data: bytes, frame: int, sampling: list[int]) -> Scan | None:
             return None
         if data[place + 1] == 0xDD:
             (restart,) = struct.unpack_from(">H", data, place + 4)
+        elif data[place + 1] == INDEX_MARK and data.startswith(INDEX_NAME, place + 4):
+            (length,) = struct.unpack_from(">H", data, place + 2)
+            index = (place + 4 + len(INDEX_NAME), (length - 2 - len(INDEX_NAME)) // 2)
     else:
         return None
     if data[place + 4] != len(sampling):
@@ -73,4 +76,4 @@ def _scan(data: bytes, frame: int, sampling: list[int]) -> Scan | None:
     # A scan of one part has units of one block, whatever its sampling says.
     across, down = (max(s >> 4 for s in sampling), max(s & 15 for s in sampling))
     unit = (8, 8) if len(sampling) == 1 else (8 * down, 8 * across)
-    return Scan(frame + 5, place + 2 + length, *unit, restart)
+    return Scan(frame + 5, place + 2 + length, *unit, restart, index)

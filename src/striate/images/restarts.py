@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from striate.images.declared import Declared, Scan
+from striate.images.declared import INDEX_MARK, INDEX_NAME, Declared, Scan
 from striate.images.huffman import Damaged, Steps, Table, ac_steps, dc_steps, positions
 
 MOST_BYTES = 32_000_000  # of a file: its bits are held one a byte
 NARROWEST, MOST_ACROSS = 32, 32  # pixels of a tile, tiles in a row: markers cost bytes and time
 FEWEST = 64  # units of a picture that is worth it
+MOST_LISTED = 32_000  # tiles: a segment of the header holds no more
 Bits = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
 
@@ -29,8 +30,8 @@ class Header:
     tables: dict[tuple[int, int], Table] = field(default_factory=dict)  # (0 DC or 1 AC, number)
     parts: list[tuple[int, int, int]] = field(default_factory=list)
 
-    def joined(self, restart: int, tables: dict[tuple[int, int], Table]) -> bytes:
-        """The header with other tables and a restart interval."""
+    def joined(self, restart: int, tables: dict[tuple[int, int], Table], lengths: list[int]) -> bytes:
+        """The header with other tables, a restart interval, and the list of the bytes of each tile."""
         pieces = [b"\xff\xd8"]
         for marker, content in self.segments:
             if marker == 0xDA:
@@ -38,7 +39,11 @@ class Header:
                     each = (bytes([c << 4 | n]) + t.counts + t.symbols for (c, n), t in tables.items())
                     pieces.append(_segment(0xC4, b"".join(each)))
                 pieces.append(_segment(0xDD, struct.pack(">H", restart)))
-            if marker != 0xDD and not (marker == 0xC4 and tables != self.tables):
+                if len(lengths) <= MOST_LISTED and max(lengths) < 1 << 16:
+                    numbers = np.array(lengths, ">u2").tobytes()
+                    pieces.append(_segment(INDEX_MARK, INDEX_NAME + numbers))
+            listed = marker == INDEX_MARK and content.startswith(INDEX_NAME)
+            if not (marker == 0xDD or listed or (marker == 0xC4 and tables != self.tables)):
                 pieces.append(_segment(marker, content))
         return b"".join(pieces)
 
@@ -60,7 +65,7 @@ def with_restarts(data: bytes, info: Declared) -> bytes:
     """The same picture, coefficient for coefficient, with restart markers.
 
     `data` itself where it has them, and where the picture is small. Only the first DC codes of each tile
-    change. Metadata and what follows the picture are kept.
+    change. Metadata and what follows the picture are kept. A segment of the header lists where tiles end.
 
     Raises:
         Damaged: a file that this cannot rewrite; the text is the reason.
@@ -72,7 +77,7 @@ def with_restarts(data: bytes, info: Declared) -> bytes:
         raise Damaged(f"larger than {MOST_BYTES:,} bytes")
     across, down = -(-info.width // scan.columns), -(-info.height // scan.lines)
     wanted = interval(across, scan.columns)
-    if scan.restart == wanted or across * down < FEWEST:
+    if (scan.restart == wanted and scan.index[1]) or across * down < FEWEST:
         return data
     try:
         header = _header(data, scan)
@@ -81,7 +86,8 @@ def with_restarts(data: bytes, info: Declared) -> bytes:
         tables = codes.tables_for(wanted)
     except (IndexError, KeyError, struct.error) as error:
         raise Damaged("its headers are broken") from error
-    return header.joined(wanted, tables) + codes.written(wanted, tables) + data[end:]
+    tiles = codes.written(wanted, tables)
+    return header.joined(wanted, tables, list(map(len, tiles))) + b"".join(tiles) + data[end:]
 
 
 def _segment(marker: int, content: bytes) -> bytes:
@@ -231,8 +237,8 @@ class _Codes:
             tables[0, number] = tables[0, number].with_symbols(sizes)
         return tables
 
-    def written(self, restart: int, tables: dict[tuple[int, int], Table]) -> bytes:
-        """The coded data with a marker before each `restart` units, and the end mark."""
+    def written(self, restart: int, tables: dict[tuple[int, int], Table]) -> list[bytes]:
+        """The coded data of each `restart` units with the marker after them; the last with the end mark."""
         units, differences = self._differences(restart)
         firsts = np.cumsum([0, *(count for count, *_ in self.parts)])[:-1]
         stops = self.stops[np.append(units[1:], self.units) - 1].tolist()
@@ -262,8 +268,8 @@ class _Codes:
             packed[begin:end].replace(b"\xff", b"\xff\x00")
             for begin, end in zip([0, *ends], [*ends, len(packed)], strict=True)
         ]
-        marked = [tile + bytes([0xFF, 0xD0 + i % 8]) for i, tile in enumerate(tiles[:-1])]
-        return b"".join([*marked, tiles[-1], b"\xff\xd9"])
+        marks = [bytes([0xFF, 0xD0 + i % 8]) for i in range(len(tiles) - 1)]
+        return [tile + mark for tile, mark in zip(tiles, [*marks, b"\xff\xd9"], strict=True)]
 
 
 def _dc_bits(table: Table, value: int) -> Bits:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from striate.images.declared import Scan
 
 Box = tuple[int, int, int, int]
+Integers = npt.NDArray[np.int64]
 _FIRST_MARK = 0xD0
 _END = b"\xff\xd9"
 
@@ -43,7 +44,7 @@ def cut(data: bytes, scan: Scan, size: tuple[int, int], box: Box) -> Cut | None:
     top, bottom = max(0, box[1] // high), min(rows, -(-box[3] // high))
     if left >= right or top >= bottom or (right - left) * (bottom - top) == columns * rows:
         return None
-    ends = _ends(data, scan.at, columns * rows)
+    ends = tile_ends(data, scan, columns * rows)
     if ends is None:
         return None
     part = (min(height, bottom * high) - top * high, min(width, right * wide) - left * wide)
@@ -54,9 +55,12 @@ def cut(data: bytes, scan: Scan, size: tuple[int, int], box: Box) -> Cut | None:
     pieces = [data[i:j] for i, j in zip(begins.tolist(), stops.tolist(), strict=True)]
     whole = head + b"".join(pieces)
     # Where the marker after each tile has come to lie: those of the old places that were taken, moved.
-    moved = scan.at + np.concatenate([[0], np.cumsum(stops - begins)[:-1]]) - begins
+    moved = scan.at + np.cumsum(stops - begins) - stops
     marks = (ends[first[:, None] + np.arange(1, right - left + 1)] + moved[:, None]).ravel()
-    np.frombuffer(whole, np.uint8)[marks - 1] = _FIRST_MARK + np.arange(len(marks)) % 8
+    codes = np.frombuffer(whole, np.uint8)
+    if not ((codes[marks - 2] == 0xFF) & (codes[marks - 1] >= _FIRST_MARK)).all():
+        return None  # a list that is not of these codes
+    codes[marks - 1] = _FIRST_MARK + np.arange(len(marks)) % 8
     whole[-2:] = _END
     return Cut(whole, left * wide, top * high, part[1], part[0])
 
@@ -70,13 +74,22 @@ def tile_of(restart: int, across: int) -> tuple[int, int] | None:
     return None
 
 
-def _ends(data: bytes, at: int, count: int) -> npt.NDArray[np.int64] | None:
+def tile_ends(data: bytes, scan: Scan, count: int) -> Integers | None:
     """Where the first of `count` tiles begins, then where each ends, the two bytes of its marker counted."""
-    coded = np.frombuffer(data, np.uint8)[at:]
+    place, listed = scan.index
+    if listed == count and place + 2 * count <= len(data):
+        lengths = np.frombuffer(data, ">u2", count, place)
+        ends = np.empty(count + 1, np.int64)
+        ends[0] = scan.at
+        np.cumsum(lengths, out=ends[1:])
+        ends[1:] += scan.at
+        if ends[-1] <= len(data):
+            return ends
+    coded = np.frombuffer(data, np.uint8)[scan.at :]
     fills = np.flatnonzero(coded[:-1] == 0xFF)
-    marks = fills[(coded[fills + 1] & 0xF8) == _FIRST_MARK] + at + 2
+    marks = fills[(coded[fills + 1] & 0xF8) == _FIRST_MARK] + scan.at + 2
     if len(marks) < count - 1:
         return None
     marks = marks[: count - 1]
-    last = data.find(_END, int(marks[-1]) if count > 1 else at)
-    return None if last < 0 else np.concatenate([[at], marks, [last + 2]])
+    last = data.find(_END, int(marks[-1]) if count > 1 else scan.at)
+    return None if last < 0 else np.concatenate([[scan.at], marks, [last + 2]])
