@@ -13,9 +13,9 @@ by the same code; all but the last one resample with a filter that widens when s
 - opencv-aliased: OpenCV decodes and interpolates between four pixels, whatever the reduction: faster, but
   fine detail turns into patterns. Not counted among the others.
 
-Ours runs on the files as they are, and on the copies that `striate data prepare` makes of them; the others
-get nothing from the markers in these. The ratios are those of our medians to the best median of the others.
-Rounds go round all sides in one run. One JSON line a figure.
+Ours runs in threads and in processes too, on the files as they are and on the copies that `striate data
+prepare` makes of them; the others get nothing from the markers in these. The ratios are those of our medians
+to the best median of the others. Rounds go round all sides in one run. One JSON line a figure.
 """
 
 from __future__ import annotations
@@ -167,11 +167,12 @@ def run(folder: Path, args: argparse.Namespace) -> None:
     load.say(figure="prepared", ms_an_image=round(each, 1), bytes=round(made.after / made.before, 4))
     ours = {}
     for name, place in {"striate": photos, "striate, prepared": prepared}.items():
-        split = load.files_split(place, args.pass_images)
-        ours[name] = Loader(
-            split, load.preprocess(), batch=BATCH, train=True, augment=load.AUGMENT, workers=args.workers,
-            mode="stream",
-        )  # fmt: skip
+        for mode in ("stream", "processes"):
+            split = load.files_split(place, args.pass_images)
+            ours[f"{name}, {'threads' if mode == 'stream' else mode}"] = Loader(
+                split, load.preprocess(), batch=BATCH, train=True, augment=load.AUGMENT,
+                workers=args.workers, mode=mode,
+            )  # fmt: skip
     makers: dict[str, Any] = {
         "pillow": pillow, "simplejpeg": full_simplejpeg, "opencv": opencv, "opencv-aliased": aliased,
     }  # fmt: skip
@@ -198,6 +199,7 @@ def run(folder: Path, args: argparse.Namespace) -> None:
     for name in ours:
         ratio = round(middle[name] / rivals[best], 2)
         load.say(figure=name, width=args.width, height=args.height, ratio=ratio, best=best)
+        ours[name].close()
     load.say(
         images_per_second={k: round(v) for k, v in middle.items()}, images=len(split), workers=args.workers,
         processors=processors(), rounds={k: [round(x) for x in v] for k, v in rates.items()},

@@ -21,7 +21,7 @@ from striate.images.decode import decode
 from striate.images.huffman import Damaged, Table
 from striate.images.jpeg import Look
 from striate.images.restarts import FEWEST, interval, with_restarts
-from striate.images.tiles import tile_ends
+from striate.images.tiles import tile_lengths
 
 
 def picture(height: int, width: int, noise: float = 12.0) -> NDArray[np.uint8]:
@@ -81,8 +81,8 @@ def test_bytes_are_those_of_another_encoder(
     assert there.scan is not None
     assert new.scan.index[1] == -(-across * down // wanted)
     assert replace(new, scan=replace(new.scan, index=(0, 0), at=there.scan.at)) == there
-    listed = tile_ends(rewritten(file), new.scan, new.scan.index[1])
-    found = tile_ends(rewritten(file), replace(new.scan, index=(0, 0)), new.scan.index[1])
+    listed = tile_lengths(rewritten(file), new.scan, new.scan.index[1])
+    found = tile_lengths(rewritten(file), replace(new.scan, index=(0, 0)), new.scan.index[1])
     np.testing.assert_array_equal(listed, found)
 
 

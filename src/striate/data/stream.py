@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from striate.core.errors import StriateError
-from striate.data.buffers import Buffers
+from striate.data.buffers import Buffers, Name, can_share, opened
 from striate.data.reader import LEFT_OUT, Bytes, Integers, Part, Reader
 
 T = TypeVar("T")
 R = TypeVar("R")
 CHUNK = 8
 """Samples a worker takes at a time: few, so that all have work; not one, to spare hand-overs."""
+MOST_AT_ONCE = 32
+"""Those that a process takes: its hand-overs cost more."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,15 @@ class Gathered:
 
 @dataclass(frozen=True)
 class Slot:
-    """Room for a batch of N: its images as N * h * w * C values, and its masks (N, h, w), if it has any."""
+    """Room for a batch of N: its images as N * h * w * C values, and its masks (N, h, w), if it has any.
 
+    name: of the memory of both, where processes fill it.
+    """
+
+    count: int
     images: Tensor
     masks: NDArray[np.int32] | None
+    name: Name | None = None
 
 
 def ordered(
@@ -154,11 +161,51 @@ def _install(reader: Reader) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
+    torch.set_num_threads(1)
     _installed.append(reader)
 
 
 def _read_installed(epoch: int, position: int, u: NDArray[np.float64]) -> Part:
     return _installed[-1].read(epoch, position, u)
+
+
+def _fill_installed(
+    epoch: int, position: int, u: NDArray[np.float64], name: Name, count: int, low: int
+) -> Part:
+    """The same, into the places from `low` on of a batch of `count` in shared memory."""
+    reader = _installed[-1]
+    slot = _laid_out(torch.from_numpy(opened(name)), count, reader)
+    return _fill(reader, epoch, position, u, *_places(slot, low, low + len(u)))
+
+
+def _laid_out(memory: Tensor, count: int, reader: Reader, name: Name | None = None) -> Slot:
+    """Memory as room for a batch: its images, then its masks."""
+    assert reader.preprocess.size is not None
+    height, width = reader.preprocess.size
+    images = memory[: count * height * width * reader.preprocess.channels]
+    rest = memory[len(images) : len(images) + count * height * width]
+    masks = rest.numpy().view(np.int32).reshape(count, height, width) if reader.has_masks else None
+    return Slot(count, images, masks, name)
+
+
+def _places(slot: Slot, low: int, high: int) -> tuple[Tensor, NDArray[np.int32] | None]:
+    """The places of samples [low, high) in the memory of a batch."""
+    each = slot.images.numel() // slot.count
+    masks = None if slot.masks is None else slot.masks[low:high]
+    return slot.images[low * each : high * each], masks
+
+
+def _fill(
+    reader: Reader, epoch: int, position: int, u: NDArray[np.float64],
+    images: Tensor, masks: NDArray[np.int32] | None,
+) -> Part:  # fmt: skip
+    """Read samples and normalise them into their places."""
+    preprocess = reader.preprocess
+    assert preprocess.size is not None
+    views = np.empty((len(u), *preprocess.size, preprocess.channels), dtype=np.uint8)
+    part = reader.read(epoch, position, u, views, masks)
+    preprocess.normalise(views, images)
+    return part
 
 
 class Stream:
@@ -173,7 +220,7 @@ class Stream:
         self.processes = processes and workers > 0
         self.workers = Workers(workers, reader if self.processes else None)
         # Those under way and ahead; the one in use, the one before it, and two that a consumer may keep.
-        self._buffers = Buffers(prefetch + 5)
+        self._buffers = Buffers(prefetch + 5, shared=self.processes and can_share())
 
     def close(self) -> None:
         """End the processes, if there are any."""
@@ -195,48 +242,31 @@ class Stream:
     def _start(self, span: Span) -> Callable[[], tuple[Slot | None, list[Callable[[], Part]]]]:
         reader, count = self.reader, span.end - span.begin
         u = reader.draw(span.epoch, reader.order(span.epoch)[span.begin : span.end], span.begin)
-        slot = None if self.processes else self._slot(count)
+        slot = self._slot(count)
         parts = []
-        for low in range(0, count, CHUNK):
-            high = min(low + CHUNK, count)
+        chunk = CHUNK
+        if self.processes:
+            chunk = max(CHUNK, min(MOST_AT_ONCE, -(-count // self.workers.count)))
+        for low in range(0, count, chunk):
+            high = min(low + chunk, count)
             args = (span.epoch, span.begin + low, u[low:high])
-            if self.processes:
-                parts.append(self.workers.call(_read_installed, *args))
-            elif slot is None:
-                parts.append(self.workers.call(reader.read, *args))
+            if slot is None:
+                parts.append(self.workers.call(_read_installed if self.processes else reader.read, *args))
+            elif slot.name is not None:
+                parts.append(self.workers.call(_fill_installed, *args, slot.name, count, low))
             else:
-                each = slot.images.numel() // count
-                masks = None if slot.masks is None else slot.masks[low:high]
-                parts.append(
-                    self.workers.call(self._fill, *args, slot.images[low * each : high * each], masks)
-                )
+                parts.append(self.workers.call(_fill, reader, *args, *_places(slot, low, high)))
         return lambda: (slot, parts)
 
     def _slot(self, count: int) -> Slot | None:
         """Room for a batch; None when the size of the views is not known, or the caller is to normalise."""
         preprocess = self.reader.preprocess
-        if preprocess.size is None or not preprocess.plain:
+        if preprocess.size is None or not preprocess.plain or (self.processes and not can_share()):
             return None
         height, width = preprocess.size
-        images = self._buffers.take(count * height * width * preprocess.channels)
-        masks = np.empty((count, height, width), dtype=np.int32) if self.reader.has_masks else None
-        return Slot(images, masks)
-
-    def _fill(
-        self,
-        epoch: int,
-        position: int,
-        u: NDArray[np.float64],
-        images: Tensor,
-        masks: NDArray[np.int32] | None,
-    ) -> Part:
-        """Read samples and normalise them into their places."""
-        preprocess = self.reader.preprocess
-        assert preprocess.size is not None
-        views = np.empty((len(u), *preprocess.size, preprocess.channels), dtype=np.uint8)
-        part = self.reader.read(epoch, position, u, views, masks)
-        preprocess.normalise(views, images)
-        return part
+        memory = self._buffers.take(count * height * width * (preprocess.channels + self.reader.has_masks))
+        name = self._buffers.name_of(memory) if self.processes else None
+        return _laid_out(memory, count, self.reader, name)
 
     def _gather(self, slot: Slot | None, parts: list[Part]) -> Gathered:
         numbers = np.concatenate([part.numbers for part in parts])

@@ -14,6 +14,7 @@ Box = tuple[int, int, int, int]
 Integers = npt.NDArray[np.int64]
 _FIRST_MARK = 0xD0
 _END = b"\xff\xd9"
+_ROUND = np.resize(np.arange(_FIRST_MARK, _FIRST_MARK + 8, dtype=np.uint8), 4096)
 
 
 class Cut(NamedTuple):
@@ -44,24 +45,26 @@ def cut(data: bytes, scan: Scan, size: tuple[int, int], box: Box) -> Cut | None:
     top, bottom = max(0, box[1] // high), min(rows, -(-box[3] // high))
     if left >= right or top >= bottom or (right - left) * (bottom - top) == columns * rows:
         return None
-    ends = tile_ends(data, scan, columns * rows)
-    if ends is None:
+    lengths = tile_lengths(data, scan, columns * rows)
+    if lengths is None:
         return None
+    ends = np.cumsum(lengths)
+    ends += scan.at
+    taken = lengths.reshape(rows, columns)[top:bottom, left:right].ravel()
+    # Where rows of tiles begin and stop in the file; the first one has no tile before it.
+    stops = ends[top * columns + right - 1 : bottom * columns : columns].tolist()
+    begins = (ends - lengths)[top * columns + left : bottom * columns : columns].tolist()
     part = (min(height, bottom * high) - top * high, min(width, right * wide) - left * wide)
-    first = np.arange(top, bottom) * columns + left
-    begins, stops = ends[first], ends[first + right - left]
     head = bytearray(data[: scan.at])
     struct.pack_into(">HH", head, scan.size_at, *part)
-    pieces = [data[i:j] for i, j in zip(begins.tolist(), stops.tolist(), strict=True)]
-    whole = head + b"".join(pieces)
-    # Where the marker after each tile has come to lie: those of the old places that were taken, moved.
-    moved = scan.at + np.cumsum(stops - begins) - stops
-    marks = (ends[first[:, None] + np.arange(1, right - left + 1)] + moved[:, None]).ravel()
+    whole = head + b"".join([data[i:j] for i, j in zip(begins, stops, strict=True)])
     codes = np.frombuffer(whole, np.uint8)
-    if not ((codes[marks - 2] == 0xFF) & (codes[marks - 1] >= _FIRST_MARK)).all():
+    marks = np.cumsum(taken)
+    marks += scan.at - 1
+    if marks[-1] != len(whole) - 1 or not (codes[marks - 1] == 0xFF).all():
         return None  # a list that is not of these codes
-    codes[marks - 1] = _FIRST_MARK + np.arange(len(marks)) % 8
-    whole[-2:] = _END
+    codes[marks] = _ROUND[: len(marks)] if len(marks) <= len(_ROUND) else np.resize(_ROUND, len(marks))
+    whole[-1] = _END[1]
     return Cut(whole, left * wide, top * high, part[1], part[0])
 
 
@@ -74,22 +77,16 @@ def tile_of(restart: int, across: int) -> tuple[int, int] | None:
     return None
 
 
-def tile_ends(data: bytes, scan: Scan, count: int) -> Integers | None:
-    """Where the first of `count` tiles begins, then where each ends, the two bytes of its marker counted."""
+def tile_lengths(data: bytes, scan: Scan, count: int) -> Integers | None:
+    """The bytes of each of `count` tiles, its marker counted; None where they are not to be found."""
     place, listed = scan.index
     if listed == count and place + 2 * count <= len(data):
-        lengths = np.frombuffer(data, ">u2", count, place)
-        ends = np.empty(count + 1, np.int64)
-        ends[0] = scan.at
-        np.cumsum(lengths, out=ends[1:])
-        ends[1:] += scan.at
-        if ends[-1] <= len(data):
-            return ends
+        return np.frombuffer(data, ">u2", count, place).astype(np.int64)
     coded = np.frombuffer(data, np.uint8)[scan.at :]
     fills = np.flatnonzero(coded[:-1] == 0xFF)
-    marks = fills[(coded[fills + 1] & 0xF8) == _FIRST_MARK] + scan.at + 2
+    marks = fills[(coded[fills + 1] & 0xF8) == _FIRST_MARK] + 2
     if len(marks) < count - 1:
         return None
     marks = marks[: count - 1]
-    last = data.find(_END, int(marks[-1]) if count > 1 else scan.at)
-    return None if last < 0 else np.concatenate([[scan.at], marks, [last + 2]])
+    last = data.find(_END, scan.at + (int(marks[-1]) if count > 1 else 0))
+    return None if last < 0 else np.diff(marks, prepend=0, append=last + 2 - scan.at)
