@@ -145,6 +145,15 @@ def test_processes_give_the_same_bytes(tmp_path: Path) -> None:
         for epoch in range(2):
             same(list(processes.batches(epoch)), list(threads.batches(epoch)))
         assert processes.bad == threads.bad != []
+        # What was left early writes no more into memory that is used again.
+        left = processes.batches(0)
+        next(left)
+        left.close()
+        same(list(processes.batches(1)), list(threads.batches(1)))
+        kept = list(processes.batches(0))
+        copies = [batch.images.clone() for batch in kept]
+        list(processes.batches(1))
+        assert all(torch.equal(batch.images, copy) for batch, copy in zip(kept, copies, strict=True))
         next(processes.batches(0))
         source = processes._source.workers._processes  # type: ignore[union-attr]
         assert source is not None
@@ -152,6 +161,17 @@ def test_processes_give_the_same_bytes(tmp_path: Path) -> None:
             os.kill(process.pid, signal.SIGKILL)
         with pytest.raises(StriateError, match="process has died"):
             list(processes.batches(0))
+    finally:
+        processes.close()
+
+
+def test_processes_fill_masks_too(tmp_path: Path) -> None:
+    split = on_disk(tmp_path, bad=(3,))
+    covers = np.random.default_rng(0).integers(0, 5, (20, 12, 15)).astype(np.uint8)
+    split.targets, split.masks = None, ArrayPool(covers, split.pool.names)
+    threads, processes = (loader(split, mode=mode, workers=1) for mode in ("stream", "processes"))
+    try:
+        same(list(processes.batches(0)), list(threads.batches(0)))
     finally:
         processes.close()
 

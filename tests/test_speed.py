@@ -15,6 +15,7 @@ from striate import cli
 from striate.core import machine
 from striate.core.answer import Answer
 from striate.core.errors import StriateError
+from striate.engines import race
 from striate.nets.net import create_net
 from striate.studies import clock as clocks
 from striate.studies.bench import bench_verb
@@ -165,7 +166,8 @@ def test_profile_of_training_adds_up(tmp_path: Path) -> None:
     assert found.save(tmp_path / "profile.json").read_text().startswith("{")
 
 
-def test_profile_of_prediction_names_the_engines() -> None:
+def test_profile_of_prediction_names_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(race, "TURN", 0.01)
     found = bench_verb("predict", "lenet5", batch=2, steps=2, with_peak=False, threads=1, engine="eager")
     assert "the net as it is" in found.engines
     assert found.images_per_second == max(found.engines.values())

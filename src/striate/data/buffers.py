@@ -15,11 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from striate.core.errors import StriateError
+
 KEPT = 4
 """Buffers kept at most: the batch in use, the one made next, and those that a slow consumer holds."""
 
 
-MOST_OPENED = 64
+MOST_OPENED = 16
 """Buffers of another process that one holds on to."""
 Name = tuple[int, str]
 """A number that no other buffer of the process ever has, and a path."""
@@ -74,11 +76,21 @@ def can_share() -> bool:
 
 
 def opened(name: Name) -> NDArray[Any]:
-    """A shared buffer of another process, as flat float32 values."""
+    """A shared buffer of another process, as flat float32 values.
+
+    Raises:
+        StriateError: this process may not look at that one.
+    """
     number, path = name
     if number not in _opened:
-        with open(path, "r+b") as file:
-            array: NDArray[Any] = np.frombuffer(mmap.mmap(file.fileno(), 0), np.float32)
+        try:
+            with open(path, "r+b") as file:
+                array: NDArray[Any] = np.frombuffer(mmap.mmap(file.fileno(), 0), np.float32)
+        except OSError as error:
+            hint = "leave out the mode 'processes'"
+            raise StriateError(
+                f"a loader process cannot share memory ({error.strerror})", hint=hint
+            ) from error
         while len(_opened) >= MOST_OPENED:
             del _opened[min(_opened)]
         _opened[number] = array

@@ -153,7 +153,7 @@ def _parts(job: Job, count: int, workers: int) -> Iterator[Part]:
             yield from processes.map(_rewrite, chunks)
         except BrokenProcessPool as error:
             raise StriateError(
-                "a process has died", hint="give fewer --workers; what is done stays"
+                "a process has died", hint="what is done stays; workers=1 goes on without processes"
             ) from error
         finally:
             processes.shutdown(cancel_futures=True)

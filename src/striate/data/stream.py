@@ -6,7 +6,7 @@ import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -111,6 +111,8 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         for future in self._futures:
             future.cancel()
+        # What a process has begun it writes to the end: into memory that is used again from here on.
+        wait([future for future in self._futures if not future.cancelled()])
         self._futures.clear()
         if isinstance(self._executor, ThreadPoolExecutor):
             self._executor.shutdown(wait=True, cancel_futures=True)
