@@ -17,7 +17,13 @@ from striate.core.errors import StriateError
 from striate.core.results import Result
 from striate.nets.net import Net, create_net
 from striate.tasks import metrics
-from striate.tasks.scores import THRESHOLD, ClassificationScorer, MultiLabelScorer, check_logits
+from striate.tasks.scores import (
+    THRESHOLD,
+    ClassificationScorer,
+    MultiLabelScorer,
+    check_logits,
+    label_posteriors,
+)
 from striate.tasks.task import TASKS, Scorer, Task, balanced_weights, family_options, must_be_finite
 
 if TYPE_CHECKING:
@@ -179,7 +185,7 @@ class MultiLabel(_Classifier):
 
     def posterior(self, outputs: Tensor) -> Tensor:
         """Sigmoid in float32; (N, K), each 0 to 1."""
-        return outputs.float().sigmoid()
+        return label_posteriors(outputs)
 
     def outputs_of(self, posterior: Tensor) -> Tensor:
         """The log odds: outputs whose sigmoid is the posterior."""

@@ -104,6 +104,16 @@ class MultiLabelScores(Scores):
         }
 
 
+def label_posteriors(outputs: Tensor) -> Tensor:
+    """The sigmoid, float32: the same bits however many outputs come at once.
+
+    Worked out in float64 where the device has it: in float32 PyTorch's vectors and what is left over at
+    their end differ in the last bit.
+    """
+    wide = outputs.float() if outputs.device.type == "mps" else outputs.double()
+    return wide.sigmoid().float()
+
+
 def check_logits(outputs: Tensor, classes: int) -> None:
     """Raise StriateError unless `outputs` is (N, classes)."""
     if outputs.ndim != 2 or outputs.shape[1] != classes:
@@ -205,7 +215,7 @@ class MultiLabelScorer(_Rows):
     def update(self, outputs: Tensor, targets: Tensor, index: Any) -> None:
         """Add logits (N, K), labels (N, K) 0 or 1, and sample numbers (N,)."""
         check_logits(outputs, len(self.classes))
-        probabilities = outputs.detach().float().sigmoid()
+        probabilities = label_posteriors(outputs.detach())
         self._add(index, probabilities=probabilities, true=(targets > 0.5).to(torch.uint8))
 
     def result(self) -> MultiLabelScores:
