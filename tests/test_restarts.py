@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from striate.core.errors import StriateError
-from striate.data.prepare import prepare, prepared
+from striate.data.prepare import KEPT, prepare, prepared
 from striate.images.containers import declared
 from striate.images.decode import decode
 from striate.images.huffman import Damaged, Table
 from striate.images.jpeg import Look
-from striate.images.restarts import FEWEST, interval, with_restarts
+from striate.images.restarts import FEWEST, MOST_GROWTH, interval, with_restarts
 from striate.images.tiles import tile_lengths
 
 
@@ -71,10 +73,11 @@ def test_bytes_are_those_of_another_encoder(
     assert scan is not None
     across, down = -(-width // scan.columns), -(-height // scan.lines)
     wanted = interval(across, scan.columns)
-    if across * down < FEWEST:
-        assert rewritten(file) is file
-        return
     other = coded(image, quality=quality, restart_marker_blocks=wanted, **options)
+    if rewritten(file) is file:
+        listed = 2 * (-(-across * down // wanted)) + 18
+        assert across * down < FEWEST or len(other) + listed > MOST_GROWTH * len(file)
+        return
     assert from_scan(rewritten(file)) == from_scan(other)
     new, there = declared(rewritten(file)), declared(other)
     assert new.scan is not None
@@ -113,6 +116,25 @@ def test_new_codes_leave_old_ones_alone() -> None:
     assert not any(set(text) == {"1"} for text in texts)
     with pytest.raises(Damaged, match="no room"):
         Table(bytes([*[0] * 14, 1, 0]), bytes([0])).with_symbols({1, 2})
+
+
+@pytest.mark.parametrize("sampling", [1, 2])
+@pytest.mark.parametrize("at_least", [None, 20])
+def test_narrow_parts_at_the_edges_have_the_pixels_of_the_whole(sampling: int, at_least: int | None) -> None:
+    """The decoder does not smooth the colours of four columns and fewer: such parts are not decoded alone."""
+    for width in range(97, 113):
+        file = rewritten(coded(picture(160, width, 40.0), subsampling=sampling))
+        whole = decode(file, at_least=at_least)
+        for x in (0, whole.shape[1] - 2):
+            look = Look(lambda height, width, x=x: (x, 10, x + 2, 30))
+            part = decode(file, at_least=at_least, look=look)
+            box = part[10 - look.y : 30 - look.y, x - look.x : x + 2 - look.x]
+            np.testing.assert_array_equal(box, whole[10:30, x : x + 2])
+
+
+def test_files_that_would_grow_much_stay() -> None:
+    file = coded(picture(600, 600, 0.0)[..., 0], quality=5)
+    assert rewritten(file) is file
 
 
 def test_what_is_not_pixels_is_kept() -> None:
@@ -184,9 +206,37 @@ def test_a_folder_is_prepared_and_goes_on(tmp_path: Path) -> None:
         assert (new != data) == (name == "a/1.jpg")
     assert (out / "empty").is_dir()
     np.testing.assert_array_equal(decode(out / "a/1.jpg"), decode(source / "a/1.jpg"))
-    (out / "a/3.jpg").unlink()
     again = prepare(source, out, workers=1)
-    assert (again.rewritten, again.fit, again.copied, again.found) == (0, 1, 0, 4)
+    assert (again.rewritten, again.fit, again.copied, again.found) == (0, 0, 0, 5)
+    assert again.left == ["a/2.JPEG"]
+    # Of a killed run: a file that is missing, one half-written, and half a line of the list.
+    (out / "a/3.jpg").unlink()
+    (out / "a/.1.jpg.abc.tmp").write_bytes(b"half")
+    with open(out / KEPT, "a") as kept:
+        kept.write('["a/9.jpg", "rewr')
+    # Another picture of the same name is written, however old it is; what is gone is told.
+    (source / "a/1.jpg").write_bytes(coded(picture(200, 320, 40.0)))
+    os.utime(source / "a/1.jpg", (0, 0))
+    (source / "labels.csv").unlink()
+    last = prepare(source, out, workers=1)
+    assert (last.rewritten, last.fit, last.copied, last.found) == (1, 1, 0, 2)
+    assert last.gone == ["labels.csv"]
+    assert "labels.csv" in last.lines()[-1]
+    np.testing.assert_array_equal(decode(out / "a/1.jpg"), decode(source / "a/1.jpg"))
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_one_name_that_cannot_be_written_does_not_stop_the_others(tmp_path: Path) -> None:
+    archive = tmp_path / "odd.zip"
+    with zipfile.ZipFile(archive, "w") as odd:
+        odd.writestr("c0/x", b"a file")
+        odd.writestr("c0/x/y.jpg", coded(picture(20, 30)))
+        odd.writestr("c0/z.jpg", coded(picture(200, 320)))
+        odd.writestr(f"c0/{'n' * 250}.jpg", coded(picture(200, 320)))
+    result = prepare(archive, tmp_path / "out", workers=1)
+    assert result.rewritten == 2 - ("n" * 250 + ".jpg" in {Path(name).name for name in result.left})
+    assert "x" in result.left
+    assert (tmp_path / "out/z.jpg").is_file()
 
 
 def test_places_that_cannot_be(tmp_path: Path) -> None:
@@ -196,9 +246,17 @@ def test_places_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(StriateError, match="holds no images"):
         prepare(source, tmp_path / "out")
     (source / "1.jpg").write_bytes(coded(picture(200, 320)))
-    for out in (source, source / "out"):
+    (source / "inner").mkdir()
+    (source / "inner" / "2.jpg").write_bytes(coded(picture(200, 320)))
+    (tmp_path / "linked").mkdir()
+    (source / "link").symlink_to(tmp_path / "linked")
+    for out in (source, source / "out", tmp_path, tmp_path / "linked", tmp_path / "linked" / "out"):
         with pytest.raises(StriateError, match="lies in the data"):
             prepare(source, out)
+    (source / "link").unlink()
+    (tmp_path / "linked" / "mine.txt").write_text("of the user")
+    with pytest.raises(StriateError, match="holds other files"):
+        prepare(source, tmp_path / "linked")
     with pytest.raises(StriateError, match="is a file"):
         prepare(source, source / "notes.txt")
     with pytest.raises(StriateError, match="not a folder or archive"):

@@ -40,6 +40,22 @@ def check_threads(count: int | None, name: str = "threads") -> int:
     return count
 
 
+def end_with_parent() -> None:
+    """In a process that another one started: end when that one does, also where it is killed."""
+    import multiprocessing.connection
+    import threading
+
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def keep_heap() -> bool:
     """Tell glibc to keep large blocks on the heap and never give them back; True when done.
 

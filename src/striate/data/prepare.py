@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import multiprocessing
 import os
 import signal
@@ -15,7 +18,7 @@ import numpy as np
 
 from striate.core.errors import BadImage, StriateError
 from striate.core.files import write_bytes, write_error
-from striate.core.machine import check_threads, processors
+from striate.core.machine import check_threads, end_with_parent, processors
 from striate.core.results import Result
 from striate.data.archives import archive_tree, is_archive
 from striate.data.pools import Pool
@@ -26,10 +29,18 @@ from striate.images.decode import decode
 from striate.images.huffman import Damaged
 from striate.images.restarts import with_restarts
 
+KEPT = ".striate-prepared.jsonl"
+"""In the folder: a line for each file, with what was done to it and a checksum of its source."""
+KINDS = ("rewritten", "fit", "copied")
 CHUNK = 32
 SHOWN = 10
 Told = Callable[[int, int], None]
 """Called with the files done, and all."""
+Done = tuple[str, int, int, str, bool]
+"""What became of a file, or why it was left; bytes before and after; checksum; whether it was there."""
+Job = tuple[Pool, str, dict[str, Done]]
+Part = dict[str, Done]
+_job: list[Job] = []
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,8 @@ class Prepared(Result):
     """What became of the files: one row for each not rewritten, and why; counts and bytes of the rest.
 
     rewritten: JPEG files; fit: those that needed nothing (with markers, or small); copied: other files;
-    found: files that were there already; before and after: bytes of the rewritten files.
+    found: files that were there already; before and after: bytes of the rewritten files; gone: files of an
+    earlier run whose sources are not in the data any more.
     """
 
     ROWS = ("left", "reason")
@@ -52,6 +64,7 @@ class Prepared(Result):
     after: int
     left: list[str]
     reason: list[str]
+    gone: list[str]
 
     def lines(self) -> list[str]:
         """The counts, then the files left as they were."""
@@ -68,8 +81,10 @@ class Prepared(Result):
                 f"not rewritten: {len(self.left):,} files, copied as they are where nothing else is said"
             )
             pairs = list(zip(self.left, self.reason, strict=True))
-            lines += [f"  {name}: {reason}" for name, reason in pairs[:SHOWN]]
+            lines += [f"  {name!r}: {reason}" for name, reason in pairs[:SHOWN]]
             lines += [f"  and {len(pairs) - SHOWN:,} more"] if len(pairs) > SHOWN else []
+        if self.gone:
+            lines.append(f"not in the data any more: {len(self.gone):,} files, such as {self.gone[0]!r}")
         return lines
 
 
@@ -80,34 +95,43 @@ def prepare(
     """Copy a folder or archive to the folder `out`, its JPEG files rewritten without loss by `with_restarts`.
 
     All other files are copied as they are, hidden ones left out. Each rewritten file is decoded and has the
-    pixels of its original before it is written. A file that is there already and not older than its source
-    stays: a stopped run goes on. workers: processes; by default one for each processor.
+    pixels of its original before it is written. `out` is new, empty, or of an earlier run: then files whose
+    sources have the same bytes as in that one stay, so that a stopped run goes on. workers: processes; by
+    default one for each processor.
 
     Raises:
-        StriateError: nothing there, no images, `out` lies in `data`, or a file cannot be written.
+        StriateError: nothing there, no images, `out` holds other things or lies in `data`, or cannot be
+            written.
     """
     tree, target = _tree(data), Path(out).expanduser()
     _check(tree, target)
+    known = _begin(tree, target)
+    job = (tree.pool(tree.files), str(target), known)
+    done: dict[str, Done] = {}
+    workers = check_threads(workers, "workers") or processors()
     try:
-        for folder in ("", *tree.folders):
-            Path(target, folder).mkdir(parents=True, exist_ok=True)
+        with open(target / KEPT, "a", encoding="utf-8") as kept:
+            for part in _parts(job, len(tree.files), workers):
+                done.update(part)
+                kept.writelines(
+                    json.dumps([name, *facts]) + "\n"
+                    for name, facts in part.items()
+                    if facts[3] and not facts[4]
+                )
+                kept.flush()
+                if told is not None:
+                    told(len(done), len(tree.files))
     except OSError as error:
-        raise write_error(target, error) from error
-    pool = tree.pool(tree.files)
-    source = f"{tree.path}/{tree.prefix}" if tree.on_disk else tree.path
-    job = (pool, str(target), source, tree.on_disk)
-    done: dict[str, tuple[str, int, int]] = {}
-    for part in _parts(job, len(tree.files), check_threads(workers, "workers") or processors()):
-        done.update(part)
-        if told is not None:
-            told(len(done), len(tree.files))
-    kinds = [kind for kind, *_ in done.values()]
-    counts = {kind: kinds.count(kind) for kind in ("rewritten", "fit", "copied", "found")}
-    sizes = [sizes for kind, *sizes in done.values() if kind == "rewritten"]
-    left = {name: kind for name, (kind, *_) in done.items() if kind not in counts}
+        raise write_error(target / KEPT, error) from error
+    kinds = {name: facts[0] for name, facts in done.items()}
+    found = {name for name, facts in done.items() if facts[4]}
+    counts = {k: sum(v == k and n not in found for n, v in kinds.items()) for k in KINDS}
+    sizes = [facts[1:3] for name, facts in done.items() if facts[0] == "rewritten" and name not in found]
+    left = {name: kind for name, kind in kinds.items() if kind not in KINDS}
+    gone = sorted(name for name in known if name not in done and Path(target, name).is_file())
     return Prepared(
-        os.fspath(data), str(target), counts["rewritten"], counts["fit"], counts["copied"], counts["found"],
-        sum(size[0] for size in sizes), sum(size[1] for size in sizes), list(left), list(left.values()),
+        os.fspath(data), str(target), counts["rewritten"], counts["fit"], counts["copied"], len(found),
+        sum(size[0] for size in sizes), sum(size[1] for size in sizes), list(left), list(left.values()), gone,
     )  # fmt: skip
 
 
@@ -131,14 +155,40 @@ def _check(tree: Tree, target: Path) -> None:
         )
     if target.exists() and not target.is_dir():
         raise StriateError(f"{str(target)!r} is a file", hint="give --out a folder")
-    source = Path(tree.path).resolve()
-    if tree.on_disk and (target.resolve() == source or source in target.resolve().parents):
-        raise StriateError(f"{str(target)!r} lies in the data", hint="give --out a folder elsewhere")
+    if not tree.on_disk:
+        return
+    place = target.resolve()
+    for folder in ("", *tree.folders):
+        # Also by a link somewhere in the data.
+        source = Path(tree.path, tree.prefix, folder).resolve()
+        if place == source or source in place.parents or place in source.parents:
+            raise StriateError(
+                f"{str(target)!r} lies in the data, or they in it", hint="give --out a folder elsewhere"
+            )
 
 
-Job = tuple[Pool, str, str, bool]
-Part = dict[str, tuple[str, int, int]]
-_job: list[Job] = []
+def _begin(tree: Tree, target: Path) -> dict[str, Done]:
+    """Make the folders; what an earlier run did to each file. What it left half-written goes."""
+    try:
+        if target.is_dir() and not (target / KEPT).is_file() and any(target.iterdir()):
+            raise StriateError(
+                f"{str(target)!r} holds other files", hint="give --out a new folder, or one of an earlier run"
+            )
+        for folder in ("", *tree.folders):
+            Path(target, folder).mkdir(parents=True, exist_ok=True)
+        for file in target.rglob(".*.tmp"):
+            file.unlink(missing_ok=True)
+        lines = (target / KEPT).read_text("utf-8").splitlines() if (target / KEPT).is_file() else []
+    except OSError as error:
+        raise write_error(target, error) from error
+    known: dict[str, Done] = {}
+    for line in lines:
+        try:
+            name, kind, before, after, check, _ = json.loads(line)
+            known[str(name)] = (str(kind), int(before), int(after), str(check), False)
+        except (ValueError, TypeError):
+            continue  # the last line of a run that was killed
+    return known
 
 
 def _parts(job: Job, count: int, workers: int) -> Iterator[Part]:
@@ -162,6 +212,7 @@ def _parts(job: Job, count: int, workers: int) -> Iterator[Part]:
 def _install(job: Job, apart: bool = False) -> None:
     if apart:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        end_with_parent()
     _job[:] = [job]
 
 
@@ -169,21 +220,27 @@ def _rewrite(rows: range) -> Part:
     return {_job[0][0].names[row]: _one(row) for row in rows}
 
 
-def _one(row: int) -> tuple[str, int, int]:
-    """What became of a file, or why it is left as it was; its bytes before and after."""
-    pool, out, source, on_disk = _job[0]
+def _one(row: int) -> Done:
+    pool, out, known = _job[0]
     name = pool.names[row]
     target = Path(out, name)
-    origin = Path(source, name) if on_disk else Path(source)
-    if target.is_file() and target.stat().st_mtime >= origin.stat().st_mtime:
-        return "found", 0, 0
     try:
         data = pool.read(row)
     except BadImage as error:
-        return f"not copied: {error.given}", 0, 0
+        return f"not copied: {error.given}", 0, 0, "", False
+    check = hashlib.sha256(data).hexdigest()[:24]
+    before = known.get(name)
+    if before is not None and before[3] == check and target.is_file() and target.stat().st_size == before[2]:
+        return (*before[:4], True)
     kind, new = prepared(data)
-    write_bytes(target, new)
-    return kind, len(data), len(new)
+    try:
+        write_bytes(target, new)
+    except StriateError as error:
+        # A name that this disk cannot hold is no reason to stop; a full disk is.
+        if getattr(error.__cause__, "errno", 0) not in (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR):
+            raise
+        return f"not copied: {error.given}", 0, 0, "", False
+    return kind, len(data), len(new), check, False
 
 
 def prepared(data: bytes) -> tuple[str, bytes]:

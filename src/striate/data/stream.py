@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from striate.core.errors import StriateError
+from striate.core.machine import end_with_parent
 from striate.data.buffers import Buffers, Name, can_share, opened
 from striate.data.reader import LEFT_OUT, Bytes, Integers, Part, Reader
 
@@ -162,6 +163,7 @@ def _install(reader: Reader) -> None:
     import cv2
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     _installed.append(reader)
@@ -266,7 +268,12 @@ class Stream:
         if preprocess.size is None or not preprocess.plain or (self.processes and not can_share()):
             return None
         height, width = preprocess.size
-        memory = self._buffers.take(count * height * width * (preprocess.channels + self.reader.has_masks))
+        try:
+            memory = self._buffers.take(
+                count * height * width * (preprocess.channels + self.reader.has_masks)
+            )
+        except OSError:
+            return None  # a caller that keeps hundreds of batches, each with open files: this one by a pipe
         name = self._buffers.name_of(memory) if self.processes else None
         return _laid_out(memory, count, self.reader, name)
 

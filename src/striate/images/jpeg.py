@@ -108,7 +108,8 @@ def _tiles(data: bytes, info: Declared, scan: Scan, n: int, colours: str, box: B
         pixels = simplejpeg.decode_jpeg(part.data, colorspace=colours, **_scaled(part.height, part.width, n))
     except ValueError:
         return None
-    if pixels.shape[:2] != (-(-part.height // n), -(-part.width // n)):
+    # Parts of four columns and fewer have their colours spread without smoothing.
+    if pixels.shape[:2] != (-(-part.height // n), -(-part.width // n)) or pixels.shape[1] < 5:
         return None
     return pixels, part.x // n, part.y // n
 

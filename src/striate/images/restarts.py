@@ -14,6 +14,7 @@ from striate.images.huffman import Damaged, Steps, Table, ac_steps, dc_steps, po
 MOST_BYTES = 32_000_000  # of a file: its bits are held one a byte
 NARROWEST, MOST_ACROSS = 32, 32  # pixels of a tile, tiles in a row: markers cost bytes and time
 FEWEST = 64  # units of a picture that is worth it
+MOST_GROWTH = 1.25
 MOST_LISTED = 32_000  # tiles: a segment of the header holds no more
 Bits = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
@@ -64,8 +65,9 @@ def interval(across: int, columns: int) -> int:
 def with_restarts(data: bytes, info: Declared) -> bytes:
     """The same picture, coefficient for coefficient, with restart markers.
 
-    `data` itself where it has them, and where the picture is small. Only the first DC codes of each tile
-    change. Metadata and what follows the picture are kept. A segment of the header lists where tiles end.
+    `data` itself where it has them, where the picture is small, and where the file would grow by a quarter.
+    Only the first DC codes of each tile change. Metadata and what follows the picture are kept. A segment of
+    the header lists where tiles end.
 
     Raises:
         Damaged: a file that this cannot rewrite; the text is the reason.
@@ -77,7 +79,8 @@ def with_restarts(data: bytes, info: Declared) -> bytes:
         raise Damaged(f"larger than {MOST_BYTES:,} bytes")
     across, down = -(-info.width // scan.columns), -(-info.height // scan.lines)
     wanted = interval(across, scan.columns)
-    if (scan.restart == wanted and scan.index[1]) or across * down < FEWEST:
+    listed = scan.index[1] or across * down > MOST_LISTED * wanted
+    if (scan.restart == wanted and listed) or across * down < FEWEST:
         return data
     try:
         header = _header(data, scan)
@@ -87,7 +90,8 @@ def with_restarts(data: bytes, info: Declared) -> bytes:
     except (IndexError, KeyError, struct.error) as error:
         raise Damaged("its headers are broken") from error
     tiles = codes.written(wanted, tables)
-    return header.joined(wanted, tables, list(map(len, tiles))) + b"".join(tiles) + data[end:]
+    new = header.joined(wanted, tables, list(map(len, tiles))) + b"".join(tiles) + data[end:]
+    return new if len(new) <= MOST_GROWTH * len(data) else data
 
 
 def _segment(marker: int, content: bytes) -> bytes:

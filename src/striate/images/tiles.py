@@ -61,7 +61,7 @@ def cut(data: bytes, scan: Scan, size: tuple[int, int], box: Box) -> Cut | None:
     codes = np.frombuffer(whole, np.uint8)
     marks = np.cumsum(taken)
     marks += scan.at - 1
-    if marks[-1] != len(whole) - 1 or not (codes[marks - 1] == 0xFF).all():
+    if marks[-1] != len(whole) - 1 or not ((codes[marks - 1] == 0xFF) & (codes[marks] >> 4 == 0xD)).all():
         return None  # a list that is not of these codes
     codes[marks] = _ROUND[: len(marks)] if len(marks) <= len(_ROUND) else np.resize(_ROUND, len(marks))
     whole[-1] = _END[1]
