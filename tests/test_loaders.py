@@ -154,6 +154,12 @@ def test_processes_give_the_same_bytes(tmp_path: Path) -> None:
         copies = [batch.images.clone() for batch in kept]
         list(processes.batches(1))
         assert all(torch.equal(batch.images, copy) for batch, copy in zip(kept, copies, strict=True))
+        for feed in (processes, threads):
+            one, other = feed.batches(0), feed.batches(1)
+            first = [next(one), next(other)]
+            one.close()
+            rest = list(other)
+            same([first[1], *rest], list(threads.batches(1)))
         next(processes.batches(0))
         source = processes._source.workers._processes  # type: ignore[union-attr]
         assert source is not None

@@ -47,8 +47,8 @@ class Memory:
             StriateError: no image can be read, or views of different sizes without a size to bring them to.
         """
         self.load()
-        with self.workers:
-            yield from ordered(lambda span: self.workers.call(self._collect, span), spans, self.prefetch + 1)
+        with self.workers.calling() as call:
+            yield from ordered(lambda span: call(self._collect, span), spans, self.prefetch + 1)
 
     def load(self) -> None:
         """Read all images, in threads; the unreadable are listed in the reader's `bad`."""
@@ -71,9 +71,9 @@ class Memory:
         stack: Bytes | None = None
         masks: NDArray[np.int32] | None = None
         count, none = len(reader.split), np.empty((BLOCK, 0))
-        with Workers(processors()) as workers:
+        with Workers(processors()).calling() as call:
             parts = ordered(
-                lambda low: workers.call(plain.read, 0, low, none[: min(BLOCK, count - low)]),
+                lambda low: call(plain.read, 0, low, none[: min(BLOCK, count - low)]),
                 iter(range(0, count, BLOCK)),
                 2 * processors(),
             )

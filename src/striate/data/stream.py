@@ -8,7 +8,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -81,7 +83,7 @@ def ordered(
 
 
 class Workers:
-    """Threads or processes that call functions; used in a `with` block, at whose end no task is left.
+    """Threads or processes that call functions, in blocks of `calling`, at whose end no task is left.
 
     Processes are kept from one block to the next, until `close`. Without workers, calls run where they are
     made.
@@ -91,33 +93,28 @@ class Workers:
         self.count = count
         self._reader = reader
         self._processes: ProcessPoolExecutor | None = None
-        self._executor: Executor | None = None
-        self._futures: deque[Future[Any]] = deque()
 
-    def __enter__(self) -> Workers:
-        if self.count and self._reader is not None:
-            if self._processes is None:
-                # A forked child would inherit locked locks of the threads of PyTorch and OpenCV.
-                self._processes = ProcessPoolExecutor(
-                    self.count,
-                    multiprocessing.get_context("spawn"),
-                    initializer=_install,
-                    initargs=(self._reader,),
-                )
-            self._executor = self._processes
-        elif self.count:
-            self._executor = ThreadPoolExecutor(self.count, thread_name_prefix="striate-loader")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for future in self._futures:
-            future.cancel()
-        # What a process has begun it writes to the end: into memory that is used again from here on.
-        wait([future for future in self._futures if not future.cancelled()])
-        self._futures.clear()
-        if isinstance(self._executor, ThreadPoolExecutor):
-            self._executor.shutdown(wait=True, cancel_futures=True)
-        self._executor = None
+    @contextmanager
+    def calling(self) -> Iterator[Calls]:
+        """What calls functions in the block; several blocks at a time do not know of each other."""
+        threads, reader = None, self._reader
+        if self.count and reader is None:
+            threads = ThreadPoolExecutor(self.count, thread_name_prefix="striate-loader")
+        elif self.count and reader is not None and self._processes is None:
+            # A forked child would inherit locked locks of the threads of PyTorch and OpenCV.
+            self._processes = ProcessPoolExecutor(
+                self.count,
+                multiprocessing.get_context("spawn"),
+                initializer=_install,
+                initargs=(reader,),
+            )
+        calls = Calls(self, threads or self._processes)
+        try:
+            yield calls
+        finally:
+            calls.end()
+            if threads is not None:
+                threads.shutdown(wait=True, cancel_futures=True)
 
     def close(self) -> None:
         """End the processes."""
@@ -125,7 +122,22 @@ class Workers:
             self._processes.shutdown(wait=True, cancel_futures=True)
             self._processes = None
 
-    def call(self, function: Callable[..., R], *args: Any) -> Callable[[], R]:
+    def broken(self) -> StriateError:
+        """The error for processes that have died; the next block has new ones."""
+        self._processes = None
+        return StriateError(
+            "a loader process has died", hint="give fewer --workers, or leave out the mode 'processes'"
+        )
+
+
+class Calls:
+    """The calls of one block."""
+
+    def __init__(self, workers: Workers, executor: Executor | None) -> None:
+        self._workers, self._executor = workers, executor
+        self._futures: deque[Future[Any]] = deque()
+
+    def __call__(self, function: Callable[..., R], *args: Any) -> Callable[[], R]:
         """Start function(*args); the result waits for it, and raises what it raised.
 
         Raises:
@@ -138,21 +150,22 @@ class Workers:
         try:
             future = self._executor.submit(function, *args)
         except BrokenProcessPool as error:
-            raise self._broken() from error
+            raise self._workers.broken() from error
         self._futures.append(future)
         return lambda: self._result(future)
+
+    def end(self) -> None:
+        """Leave what is not begun, and wait for the rest: it writes into memory that is used again."""
+        for future in self._futures:
+            future.cancel()
+        wait([future for future in self._futures if not future.cancelled()])
+        self._futures.clear()
 
     def _result(self, future: Future[R]) -> R:
         try:
             return future.result()
         except BrokenProcessPool as error:
-            raise self._broken() from error
-
-    def _broken(self) -> StriateError:
-        self._processes = None
-        return StriateError(
-            "a loader process has died", hint="give fewer --workers, or leave out the mode 'processes'"
-        )
+            raise self._workers.broken() from error
 
 
 _installed: list[Reader] = []
@@ -236,14 +249,14 @@ class Stream:
         Raises:
             StriateError: no image can be read, or views of different sizes without a size to bring them to.
         """
-        with self.workers:
-            for slot, parts in ordered(self._start, spans, self.prefetch + 1):
+        with self.workers.calling() as call:
+            for slot, parts in ordered(partial(self._start, call), spans, self.prefetch + 1):
                 found = [part() for part in parts]
                 for part in found:
                     self.reader.bad.update(part.bad)
                 yield self._gather(slot, found)
 
-    def _start(self, span: Span) -> Callable[[], tuple[Slot | None, list[Callable[[], Part]]]]:
+    def _start(self, call: Calls, span: Span) -> Callable[[], tuple[Slot | None, list[Callable[[], Part]]]]:
         reader, count = self.reader, span.end - span.begin
         u = reader.draw(span.epoch, reader.order(span.epoch)[span.begin : span.end], span.begin)
         slot = self._slot(count)
@@ -255,11 +268,11 @@ class Stream:
             high = min(low + chunk, count)
             args = (span.epoch, span.begin + low, u[low:high])
             if slot is None:
-                parts.append(self.workers.call(_read_installed if self.processes else reader.read, *args))
+                parts.append(call(_read_installed if self.processes else reader.read, *args))
             elif slot.name is not None:
-                parts.append(self.workers.call(_fill_installed, *args, slot.name, count, low))
+                parts.append(call(_fill_installed, *args, slot.name, count, low))
             else:
-                parts.append(self.workers.call(_fill, reader, *args, *_places(slot, low, high)))
+                parts.append(call(_fill, reader, *args, *_places(slot, low, high)))
         return lambda: (slot, parts)
 
     def _slot(self, count: int) -> Slot | None:
