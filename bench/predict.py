@@ -151,18 +151,12 @@ def build(spec: dict[str, Any]) -> Callable[..., dict[str, Any]]:
     return answer
 
 
-def differs(found: Any, wanted: np.ndarray) -> float | None:
-    """The largest difference of logits that are not the same answers; None for others."""
-    from striate.engines.engine import RELATIVE, TOLERANCE
-
-    if found is None:
-        return None
-    off = np.abs(np.array(found) - wanted)
-    return None if (off <= TOLERANCE + RELATIVE * np.abs(wanted)).all() else float(off.max())
-
-
 def measure(net: str, batch: int, given: argparse.Namespace) -> dict[str, Any]:
     """All variants of one net and batch."""
+    import torch
+
+    from striate.engines.engine import difference
+
     variants = ["striate", *(v for v in HAND if v != "compiled" or given.compile)]
     workers = {
         v: Worker(
@@ -183,8 +177,9 @@ def measure(net: str, batch: int, given: argparse.Namespace) -> dict[str, Any]:
         raced = workers["striate"].ask(do="race")
         if "error" in raced:
             return {"bench": "predict", "net": net, "batch": batch, "error": raced["error"]}
-        wanted = np.array(logits["eager nchw"])
-        failed |= {v: f"other answers: {off:.2g}" for v in HAND if (off := differs(logits.get(v), wanted))}
+        wanted = torch.tensor(logits["eager nchw"])
+        found = {v: torch.tensor(logits[v]) for v in HAND if logits.get(v) is not None}
+        failed |= {v: reason for v, answers in found.items() if (reason := difference(answers, wanted))}
         live = [v for v in variants if v not in failed]
         rates: dict[str, list[float]] = {v: [] for v in live}
         ratios = []
@@ -197,7 +192,7 @@ def measure(net: str, batch: int, given: argparse.Namespace) -> dict[str, Any]:
             live = [v for v in live if v == "striate" or found[v] * RESTS > max(found.values())]
             if live == ["striate"]:
                 live = ["striate", max((v for v in found if v != "striate"), key=lambda v: found[v])]
-        off = float(np.abs(np.array(raced["logits"]) - wanted).max())
+        off = float((torch.tensor(raced["logits"]) - wanted).abs().max())
     finally:
         for worker in workers.values():
             worker.close()
@@ -207,7 +202,7 @@ def measure(net: str, batch: int, given: argparse.Namespace) -> dict[str, Any]:
         "bench": "predict", "net": net, "batch": batch, "threads": given.threads,
         "images_per_second": {v: round(rate, 2) for v, rate in middle.items()},
         "striate_by_fastest": round(middle["striate"] / fastest, 3), "rounds": [round(r, 3) for r in ratios],
-        "chosen": raced["told"], "difference": off, "largest_logit": float(np.abs(wanted).max()),
+        "chosen": raced["told"], "difference": off, "largest_logit": float(wanted.abs().max()),
         **({"failed": failed} if failed else {}),
     }  # fmt: skip
 

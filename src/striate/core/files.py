@@ -67,7 +67,7 @@ def check_target(path: str | os.PathLike[str], suffixes: Sequence[str], folder: 
     Raises:
         StriateError: another suffix, a folder where a file belongs, or a place that cannot be written to.
     """
-    target = Path(path).expanduser()
+    target = Path(path)
     known = target.suffix.lower() in suffixes
     if target.is_dir() and (known or not folder):
         raise StriateError(f"{os.fspath(path)!r} is a folder", hint="give a file name")

@@ -19,8 +19,6 @@ from striate.core.errors import StriateError
 
 KEPT = 4
 """Buffers kept at most: the batch in use, the one made next, and those that a slow consumer holds."""
-
-
 MOST_OPENED = 16
 """Buffers of another process that one holds on to."""
 Name = tuple[int, str]

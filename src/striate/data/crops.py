@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from striate.images import geometry
+from striate.images.tiles import Box
 
 Bytes = NDArray[np.uint8]
-Box = tuple[int, int, int, int]
 Place = tuple[int, int, int, int]
 """Where a part of a picture lies: x, y, and the height and width of the whole."""
 

@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,8 +37,18 @@ CHUNK = 32
 SHOWN = 10
 Told = Callable[[int, int], None]
 """Called with the files done, and all."""
-Done = tuple[str, int, int, str, bool]
-"""What became of a file, or why it was left; bytes before and after; checksum; whether it was there."""
+
+
+class Done(NamedTuple):
+    """What became of a file, or why it was left; its source's checksum; whether it was there already."""
+
+    kind: str
+    before: int = 0
+    after: int = 0
+    check: str = ""
+    found: bool = False
+
+
 Job = tuple[Pool, str, dict[str, Done]]
 Part = dict[str, Done]
 _job: list[Job] = []
@@ -116,22 +127,22 @@ def prepare(
                 kept.writelines(
                     json.dumps([name, *facts]) + "\n"
                     for name, facts in part.items()
-                    if facts[3] and not facts[4]
+                    if facts.check and not facts.found
                 )
                 kept.flush()
                 if told is not None:
                     told(len(done), len(tree.files))
     except OSError as error:
         raise write_error(target / KEPT, error) from error
-    kinds = {name: facts[0] for name, facts in done.items()}
-    found = {name for name, facts in done.items() if facts[4]}
-    counts = {k: sum(v == k and n not in found for n, v in kinds.items()) for k in KINDS}
-    sizes = [facts[1:3] for name, facts in done.items() if facts[0] == "rewritten" and name not in found]
-    left = {name: kind for name, kind in kinds.items() if kind not in KINDS}
+    new = [facts for facts in done.values() if not facts.found]
+    counts = {kind: sum(facts.kind == kind for facts in new) for kind in KINDS}
+    rewritten = [facts for facts in new if facts.kind == "rewritten"]
+    left = {name: facts.kind for name, facts in done.items() if facts.kind not in KINDS}
     gone = sorted(name for name in known if name not in done and Path(target, name).is_file())
     return Prepared(
-        os.fspath(data), str(target), counts["rewritten"], counts["fit"], counts["copied"], len(found),
-        sum(size[0] for size in sizes), sum(size[1] for size in sizes), list(left), list(left.values()), gone,
+        os.fspath(data), str(target), counts["rewritten"], counts["fit"], counts["copied"],
+        len(done) - len(new), sum(facts.before for facts in rewritten),
+        sum(facts.after for facts in rewritten), list(left), list(left.values()), gone,
     )  # fmt: skip
 
 
@@ -185,7 +196,7 @@ def _begin(tree: Tree, target: Path) -> dict[str, Done]:
     for line in lines:
         try:
             name, kind, before, after, check, _ = json.loads(line)
-            known[str(name)] = (str(kind), int(before), int(after), str(check), False)
+            known[str(name)] = Done(str(kind), int(before), int(after), str(check))
         except (ValueError, TypeError):
             continue  # the last line of a run that was killed
     return known
@@ -227,11 +238,11 @@ def _one(row: int) -> Done:
     try:
         data = pool.read(row)
     except BadImage as error:
-        return f"not copied: {error.given}", 0, 0, "", False
+        return Done(f"not copied: {error.given}")
     check = hashlib.sha256(data).hexdigest()[:24]
     before = known.get(name)
-    if before is not None and before[3] == check and target.is_file() and target.stat().st_size == before[2]:
-        return (*before[:4], True)
+    if before is not None and before.check == check and _size(target) == before.after:
+        return before._replace(found=True)
     kind, new = prepared(data)
     try:
         write_bytes(target, new)
@@ -239,8 +250,12 @@ def _one(row: int) -> Done:
         # A name that this disk cannot hold is no reason to stop; a full disk is.
         if getattr(error.__cause__, "errno", 0) not in (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR):
             raise
-        return f"not copied: {error.given}", 0, 0, "", False
-    return kind, len(data), len(new), check, False
+        return Done(f"not copied: {error.given}")
+    return Done(kind, len(data), len(new), check)
+
+
+def _size(file: Path) -> int | None:
+    return file.stat().st_size if file.is_file() else None
 
 
 def prepared(data: bytes) -> tuple[str, bytes]:

@@ -9,7 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from striate.images.declared import INDEX_MARK, INDEX_NAME, Declared, Scan
-from striate.images.huffman import Damaged, Steps, Table, ac_steps, dc_steps, positions
+from striate.images.huffman import (
+    LONGEST_DC,
+    Damaged,
+    Integers,
+    Steps,
+    Table,
+    ac_steps,
+    dc_steps,
+    positions,
+)
 
 MOST_BYTES = 32_000_000  # of a file: its bits are held one a byte
 NARROWEST, MOST_ACROSS = 32, 32  # pixels of a tile, tiles in a row: markers cost bytes and time
@@ -17,7 +26,6 @@ FEWEST = 64  # units of a picture that is worth it
 MOST_GROWTH = 1.25
 MOST_LISTED = 32_000  # tiles: a segment of the header holds no more
 Bits = npt.NDArray[np.uint8]
-Integers = npt.NDArray[np.int64]
 
 
 @dataclass
@@ -156,8 +164,8 @@ def _coded(data: bytes, scan: Scan) -> tuple[npt.NDArray[np.uint8], list[int], i
 class _Codes:
     """Where the blocks of a picture lie in its bits, and the value of each DC coefficient.
 
-    at, stop: (units, blocks of a unit), where the AC codes of each block begin, and where those of its unit
-    end; dc: (units, blocks), the value itself.
+    begins, at: (units, blocks of a unit), where each block begins, and its AC codes; stops: (units,), where
+    each unit ends; dc: (units, blocks), the value itself; resets: the units at which values start from 0.
     """
 
     def __init__(
@@ -236,7 +244,7 @@ class _Codes:
         tables = dict(self.tables)
         for (_, number, _), values in zip(self.parts, self._differences(restart)[1], strict=True):
             sizes = {int(value).bit_length() for value in set(np.abs(values).tolist())}
-            if max(sizes) > 11:
+            if max(sizes) > LONGEST_DC:
                 raise Damaged("a DC value beyond the range")
             tables[0, number] = tables[0, number].with_symbols(sizes)
         return tables
