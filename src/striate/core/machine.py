@@ -40,6 +40,33 @@ def check_threads(count: int | None, name: str = "threads") -> int:
     return count
 
 
+def free_memory() -> int:
+    """Bytes of memory that can still be had: of the machine, and of the control group; 0 where unknown."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        found.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        # With the file cache, which gives way.
+        found = [1024 * _numbers("/proc/meminfo")["MemAvailable:"]]
+    for folder, most, taken in _GROUPS:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            limit, used = (int(Path(folder, name).read_text("ascii")) for name in (most, taken))
+            found.append(limit - used + _numbers(f"{folder}/memory.stat")["inactive_file"])
+    return max(0, min(found, default=0))
+
+
+_GROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+
+
+def _numbers(file: str) -> dict[str, int]:
+    """The second word of each line by its first."""
+    lines = (line.split() for line in Path(file).read_text("ascii").splitlines())
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1}
+
+
 def end_with_parent() -> None:
     """In a process that another one started: end when that one does, also where it is killed."""
     import multiprocessing.connection

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from striate.core.errors import BadImage, StriateError
 from striate.data.augment import Pipeline
+from striate.data.kept import Kept
 from striate.data.preprocess import Preprocess
 from striate.data.samples import Split
 from striate.images.jpeg import Look
@@ -39,16 +40,18 @@ class Reader:
     """Reads the samples of one split; no thread, lock or open file: it can be sent to a process.
 
     In training an unreadable image is replaced by the next readable one in the epoch's order; in testing
-    it is left out. Neither depends on which worker met it, or when.
+    it is left out. Neither depends on which worker met it, or when. room: bytes of decoded pictures to keep;
+    they change no result.
     """
 
     def __init__(
-        self, split: Split, preprocess: Preprocess, pipeline: Pipeline, seed: int, train: bool
+        self, split: Split, preprocess: Preprocess, pipeline: Pipeline, seed: int, train: bool, room: int = 0
     ) -> None:
         self.split, self.preprocess, self.pipeline = split, preprocess, pipeline
         self.seed, self.train = seed, train
         self.has_masks = split.targets is None and split.masks is not None
         self.bad: dict[int, str] = {}
+        self.kept = Kept(room)
         # An image is decoded whole once, which finds any damage; then little more than is looked at.
         self._sound = np.zeros(len(split), dtype=np.bool_)
         self._order: tuple[int, Integers] = (-1, np.arange(len(split)))
@@ -94,20 +97,27 @@ class Reader:
         out: memory of the view, which may be used for it.
         """
         preprocess, pipeline = self.preprocess, self.pipeline
-        size, look = preprocess.size, None
-        sliced = self._sound[number] and pipeline.crops and preprocess.interpolation == "bilinear"
-        if sliced and size is not None and pipeline.mirrored(u, size, frame) is not None:
-            look = Look(partial(self._seen, u, size))
-        image = self.split.image(
-            number, at_least=pipeline.at_least(u, preprocess), channels=preprocess.channels, look=look
-        )
-        self._sound[number] = True
-        place = None if look is None or look.size is None else (look.x, look.y, *look.size)
+        size = preprocess.size
+        at_least = pipeline.at_least(u, preprocess)
+        row = int(self.split.rows[number])
+        image, place = self.kept.find(row, at_least), None
+        if image is None:
+            look = Look()
+            whole = not self._sound[number] or self.kept.wants(row, at_least)
+            sliced = pipeline.crops and preprocess.interpolation == "bilinear" and not whole
+            if sliced and size is not None and pipeline.mirrored(u, size, frame) is not None:
+                look.box = partial(self._seen, u, size)
+            image = self.split.image(number, at_least=at_least, channels=preprocess.channels, look=look)
+            self._sound[number] = True
+            if look.size is not None:
+                place = (look.x, look.y, *look.size)
+            elif self.split.pool.pictures is None:
+                self.kept.add(row, image, look)
         view = pipeline.view(image, u, preprocess, frame, out, place)
         if not self.has_masks:
             return view, None
-        whole = image.shape[:2] if place is None else place[2:]
-        mask = pipeline.mask_view(self.split.mask(number), u, preprocess, whole, frame)
+        shape = image.shape[:2] if place is None else place[2:]
+        mask = pipeline.mask_view(self.split.mask(number), u, preprocess, shape, frame)
         return view, mask
 
     def _seen(self, u: NDArray[np.float64], size: tuple[int, int], height: int, width: int) -> Box:

@@ -16,7 +16,7 @@ from striate.core.errors import BadImage, StriateError
 from striate.images.colour import to_uint8
 from striate.images.containers import declared
 from striate.images.declared import Declared, Malformed
-from striate.images.jpeg import Enough, Look, decode_jpeg, reduction
+from striate.images.jpeg import Enough, Look, decode_jpeg, reduction, upright
 from striate.images.pnm import decode_pnm
 from striate.images.rasters import STRIP, hush, open_picture, to_array
 
@@ -60,8 +60,8 @@ def header(source: Source, limits: Limits = DEFAULT_LIMITS) -> Header:
     """
     data, name = _read(source, limits)
     info, _ = _declared(data, name, limits, 3, 1)
-    shown = (info.height, info.width) if info.orientation >= 5 else (info.width, info.height)
-    return Header(info.format, *shown, info.channels, info.orientation)
+    height, width = upright(info)
+    return Header(info.format, width, height, info.channels, info.orientation)
 
 
 def decode(
@@ -78,7 +78,8 @@ def decode(
     PNM. Transparency is laid on white; 16-bit grey is divided by 257 and rounded, 16-bit colour keeps its
     high byte. With `at_least`, a JPEG may come back at 1/2, 1/4 or 1/8 of its size as long as its shorter
     side keeps that many pixels, or its height and width are enough. `look`: the box that is looked at;
-    a part of the picture that holds it may come back. `channels` is 3 (RGB) or 1 (grey, ITU-R 601 luma).
+    a part of the picture that holds it may come back, and `look` tells which. `channels` is 3 (RGB) or 1
+    (grey, ITU-R 601 luma).
 
     Raises:
         BadImage: missing, truncated, not an image of these formats, or beyond the limits.
@@ -86,6 +87,8 @@ def decode(
     _check_channels(channels)
     data, name = _read(source, limits)
     info, n = _declared(data, name, limits, channels, at_least)
+    if look is not None:
+        look.n, look.sides = n, upright(info) if info.format == "JPEG" else None
     try:
         if info.format == "JPEG" and not info.cmyk:
             pixels = decode_jpeg(data, info, n, channels, look)

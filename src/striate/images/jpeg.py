@@ -24,14 +24,18 @@ Enough = Callable[[int, int], bool]
 class Look:
     """The box of a picture that is looked at; what of it came back.
 
-    box: for a picture of some height and width, x0, y0, x1, y1. After decoding, `size` is the whole picture's
-    (height, width) and x, y the place in it of what came back; size is None where that is all of it.
+    box: for a picture of some height and width, x0, y0, x1, y1; None: all of it. After decoding, `size` is
+    the whole picture's (height, width) and x, y the place in it of what came back; size is None where that
+    is all of it. n: it came back at 1/n of its size; sides: its height and width as shown, before that,
+    or None where it has but one size to come back in.
     """
 
-    box: Callable[[int, int], Box]
+    box: Callable[[int, int], Box] | None = None
     x: int = 0
     y: int = 0
     size: tuple[int, int] | None = None
+    n: int = 1
+    sides: tuple[int, int] | None = None
 
 
 # libjpeg's complaints that leave the picture whole, if the file also has its end mark.
@@ -45,9 +49,18 @@ def reduction(info: Declared, at_least: int | Enough | None) -> int:
 
     Or by which it is still enough, as shown upright. Other fractions are decoded more slowly than the whole.
     """
-    if at_least is None or info.format != "JPEG":
+    return 1 if info.format != "JPEG" else fraction(upright(info), at_least)
+
+
+def upright(info: Declared) -> tuple[int, int]:
+    """Height and width as shown."""
+    return (info.width, info.height) if info.orientation >= 5 else (info.height, info.width)
+
+
+def fraction(sides: tuple[int, int], at_least: int | Enough | None) -> int:
+    """`reduction` of a JPEG of this height and width."""
+    if at_least is None:
         return 1
-    sides = (info.width, info.height) if info.orientation >= 5 else (info.height, info.width)
     for n in (8, 4, 2):
         height, width = -(-sides[0] // n), -(-sides[1] // n)
         if at_least(height, width) if callable(at_least) else min(height, width) >= at_least:
@@ -65,7 +78,7 @@ def decode_jpeg(data: bytes, info: Declared, n: int, channels: int, look: Look |
         ValueError: the file is damaged.
     """
     colours = "RGB" if channels == 3 else "GRAY"
-    if look is not None and info.scan is not None and info.orientation == 1:
+    if look is not None and look.box is not None and info.scan is not None and info.orientation == 1:
         size = (-(-info.height // n), -(-info.width // n))
         part = _part(data, info, info.scan, n, colours, look.box(*size))
         if part is not None:

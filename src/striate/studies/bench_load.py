@@ -31,8 +31,9 @@ def profile_loading(wanted: Wanted) -> Profile:
     preprocess = Preprocess.fit(split, size, channels=dataset.channels, limit=64)
     augment = "random-resized-crop+flip" if wanted.augment == "auto" else wanted.augment
     loader = Loader(
-        split, preprocess, batch=min(wanted.batch, len(split)), train=True, augment=augment, mode="stream"
-    )
+        split, preprocess, batch=min(wanted.batch, len(split)), train=True, augment=augment, mode="stream",
+        cache=0,
+    )  # fmt: skip
     try:
         count = loader.batch * wanted.steps
         parts = _loading_parts(loader, preprocess, min(count, len(split)))
@@ -46,7 +47,10 @@ def profile_loading(wanted: Wanted) -> Profile:
     return Profile(
         action="load", target=wanted.target, device="cpu", threads=torch.get_num_threads(),
         batch=loader.batch, size=pair(size), steps=wanted.steps, parts=parts, images_per_second=rate,
-        notes=(f"augmentation {augment}; the parts are in one thread, the rate with all of them",),
+        notes=(
+            f"augmentation {augment}; the parts are in one thread, the rate with all of them",
+            "every image decoded anew; what training keeps in memory (--cache) it decodes once",
+        ),
     )  # fmt: skip
 
 

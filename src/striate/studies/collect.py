@@ -30,7 +30,7 @@ BINS = 15
 FULL_NAMES = {"top-1": "top-1 accuracy", "mAP": "mean average precision"}
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 # Settings that are no part of the command that trains again: they change no result.
-LEFT_OUT = ("workers", "checkpoint_every", "preflight", "device")
+LEFT_OUT = ("workers", "cache", "checkpoint_every", "preflight", "device")
 
 
 def clock(seconds: float) -> str:

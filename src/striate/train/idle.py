@@ -30,6 +30,8 @@ def idle_settings(recipe: Recipe) -> list[str]:
         found.append("norm_batches has no effect without ema or swa")
     if recipe.grow_epochs is not None and (not recipe.grow_from or Path(recipe.grow_from).exists()):
         found.append("grow_epochs has no effect without a net to train first in grow_from")
+    if recipe.cache and recipe.mode == "memory":
+        found.append("cache has no effect with mode memory, which keeps every image")
     if recipe.warmup is not None and recipe.warmup >= recipe.epochs:
         found.append(
             f"warmup is {recipe.warmup:g} of {recipe.epochs} epochs: the rate never comes to its highest"

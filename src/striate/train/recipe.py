@@ -11,7 +11,7 @@ from striate.core.settings import check, setting
 from striate.train.resizing import parse_steps
 
 # Settings that change no bit of the result: a resumed run may be given others.
-FREE = ("workers", "checkpoint_every", "keep_every", "preflight")
+FREE = ("workers", "cache", "checkpoint_every", "keep_every", "preflight")
 
 
 @dataclass(frozen=True)
@@ -232,6 +232,11 @@ class Recipe:
         "auto",
         help="Loader: whole set in memory, streamed by threads, or by processes; auto: by size.",
         choices=("auto", "memory", "stream", "processes"),
+    )
+    cache: float | None = setting(
+        None,
+        help="GiB of memory for decoded images; none: a quarter of what is free. Changes no result.",
+        minimum=0.0,
     )
     checkpoint_every: float = setting(
         60.0, help="Seconds between checkpoints; one is also written after each epoch.", minimum=0.0

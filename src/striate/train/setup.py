@@ -273,7 +273,7 @@ def training_loader(
     return Loader(
         split, preprocess, batch=(recipe.batch or 1) // place.world, seed=recipe.seed, train=True,
         augment=recipe.augment, workers=recipe.workers, mode=recipe.mode, rank=place.rank, world=place.world,
-        classes=classes,
+        classes=classes, cache=recipe.cache,
     )  # fmt: skip
 
 
