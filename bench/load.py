@@ -122,8 +122,9 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
     """Ours and Pillow, in turns."""
     split = files_split(folder, args.pass_images)
     ours = Loader(
-        split, preprocess(), batch=BATCH, train=True, augment=AUGMENT, workers=args.workers, mode="stream"
-    )
+        split, preprocess(), batch=BATCH, train=True, augment=AUGMENT, workers=args.workers, mode="stream",
+        cache=0,
+    )  # fmt: skip
     theirs = DataLoader(
         Pillow(folder, parse(AUGMENT), len(split)), batch_size=BATCH, shuffle=True, drop_last=True,
         num_workers=args.workers, persistent_workers=True,

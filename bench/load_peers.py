@@ -10,11 +10,10 @@ by the same code; all but the last one resample with a filter that widens when s
 - simplejpeg: libjpeg-turbo decodes all pixels; OpenCV resizes, over areas where it shrinks.
 - opencv: OpenCV decodes, and resizes in the same way.
 - albumentations: OpenCV decodes; RandomResizedCrop(INTER_AREA) and HorizontalFlip (where it is installed).
+- kept: OpenCV, which keeps all decoded pictures in memory, at their full size. Only ours that keep theirs
+  have a ratio to it, `kept_ratio`, beside that to the others.
 - opencv-aliased: OpenCV decodes and interpolates between four pixels, whatever the reduction: faster, but
   fine detail turns into patterns. Not counted among the others.
-
-- kept: the fastest of these kinds that keeps all its decoded pictures in memory: OpenCV. Counted against
-  ours that keep them, only.
 
 Ours runs in threads and in processes too: with every image decoded in every round, from the files as they are
 and from the copies that `striate data prepare` makes of them (the others get nothing from the markers in
@@ -215,17 +214,26 @@ def run(folder: Path, args: argparse.Namespace) -> None:
         for name, batches in sides.items():
             rates[name].append(load.rate(batches(number)))
     middle = {name: statistics.median(found) for name, found in rates.items()}
+    usual = {
+        k: v for k, v in middle.items() if k not in ours and not k.startswith(("opencv-aliased", "kept"))
+    }
+    keeping = {k: v for k, v in middle.items() if k.startswith("kept")}
     for name in ours:
-        passed = ("aliased",) if "kept" in name else ("aliased", "kept")
-        rivals = {k: v for k, v in middle.items() if k not in ours and not any(p in k for p in passed)}
-        best = max(rivals, key=rivals.__getitem__)
-        ratio = round(middle[name] / rivals[best], 2)
-        load.say(figure=name, width=args.width, height=args.height, ratio=ratio, best=best)
+        found = beside(middle[name], usual)
+        if "kept" in name:
+            found |= {f"kept_{key}": value for key, value in beside(middle[name], keeping).items()}
+        load.say(figure=name, width=args.width, height=args.height, **found)
         ours[name].close()
     load.say(
         images_per_second={k: round(v) for k, v in middle.items()}, images=len(split), workers=args.workers,
         processors=processors(), rounds={k: [round(x) for x in v] for k, v in rates.items()},
     )  # fmt: skip
+
+
+def beside(rate: float, others: dict[str, float]) -> dict[str, Any]:
+    """The ratio to the fastest of the others, and which that is."""
+    best = max(others, key=others.__getitem__)
+    return {"ratio": round(rate / others[best], 2), "best": best}
 
 
 def main() -> None:

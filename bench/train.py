@@ -1,12 +1,14 @@
 """Striate's training loop against hand-written PyTorch: NCHW, channels_last, and compiled.
 
     python bench/train.py [--cases resnet18 vgg16 resnet20] [--rounds 3] [--threads 2] [--no-compile]
+                          [--bfloat16]
 
 ResNet-18 at 224 pixels in batches of 32, VGG-16 at 224 of 8, ResNet-20 at 32 of 128. Every variant has a
 process of its own; rounds alternate over them, each a few steps on ready tensors; the machine's peak is
 measured before and after the rounds of a net. The hand-written loops are those of the tutorials, with the
 optimiser's fused step. One JSON line a net: images/s (median over the rounds), the median over the rounds of
-Striate's rate by that of the fastest by hand, and GFLOP/s as a part of the peak.
+Striate's rate by that of the fastest by hand, and GFLOP/s as a part of the peak. --bfloat16 adds Striate with
+`--amp bfloat16`, and the loop by hand with PyTorch's autocast, both beside Striate in float32.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from workers import Worker, pause, serve
 # Net -> side, batch, classes, steps of a turn.
 CASES = {"resnet18": (224, 32, 1000, 2), "vgg16": (224, 8, 1000, 2), "resnet20": (32, 128, 10, 8)}
 HAND = ("nchw", "channels_last", "compiled")
+HALF = ("striate-bfloat16", "autocast")
 
 
 def by_hand(net: Any, images: Any, targets: Any, layout: str) -> Callable[[int], None]:
@@ -41,7 +44,9 @@ def by_hand(net: Any, images: Any, targets: Any, layout: str) -> Callable[[int],
         module.train()
         for _ in range(count):
             optimizer.zero_grad()
-            loss = torch.nn.functional.cross_entropy(module(images), targets)
+            with torch.autocast("cpu", torch.bfloat16, enabled=layout == "autocast"):
+                scores = module(images)
+            loss = torch.nn.functional.cross_entropy(scores.float(), targets)
             loss.backward()
             optimizer.step()
         loss.item()
@@ -49,13 +54,14 @@ def by_hand(net: Any, images: Any, targets: Any, layout: str) -> Callable[[int],
     return steps
 
 
-def striate(net: Any, images: Any, targets: Any, classes: int) -> Callable[[int], None]:
+def striate(net: Any, images: Any, targets: Any, classes: int, amp: str) -> Callable[[int], None]:
     """`fit`, as `striate train` runs it."""
     import numpy as np
     import torch
 
     from striate.core.machine import keep_heap
     from striate.tasks.classification import Classification
+    from striate.train.devices import Place, find_precision
     from striate.train.fit import Job, fit
     from striate.train.optimize import build_optimizer
     from striate.train.recipe import Recipe
@@ -84,10 +90,12 @@ def striate(net: Any, images: Any, targets: Any, classes: int) -> Callable[[int]
 
     images = images.contiguous(memory_format=torch.channels_last)
     optimizer = build_optimizer(net, recipe)
+    cpu = torch.device("cpu")
+    place = Place(cpu, amp=find_precision(amp, cpu))
 
     def steps(count: int) -> None:
         loader: Any = Ready(count)
-        fit(Job(net, task, optimizer, loader, None, recipe, Plan.of(recipe, count)))
+        fit(Job(net, task, optimizer, loader, None, recipe, Plan.of(recipe, count), place=place))
 
     return steps
 
@@ -112,8 +120,8 @@ def build(spec: dict[str, Any]) -> Callable[..., dict[str, Any]]:
     net = create_net(spec["net"], classes, 3, size=side)
     images, targets = torch.randn(batch, 3, side, side), torch.randint(classes, (batch,))
     run = (
-        striate(net, images, targets, classes)
-        if spec["variant"] == "striate"
+        striate(net, images, targets, classes, "bfloat16" if spec["variant"] in HALF else "off")
+        if spec["variant"].startswith("striate")
         else by_hand(net, images, targets, spec["variant"])
     )
 
@@ -141,7 +149,8 @@ def operations(net: str) -> float:
 
 def measure(net: str, given: argparse.Namespace) -> dict[str, Any]:
     """All variants of one net."""
-    variants = ["striate", *(v for v in HAND if v != "compiled" or given.compile), "peak"]
+    half = HALF if given.bfloat16 else ()
+    variants = ["striate", *(v for v in HAND if v != "compiled" or given.compile), *half, "peak"]
     workers = {v: Worker(__file__, {"net": net, "variant": v, "threads": given.threads}) for v in variants}
     try:
         failed = {v: f["error"] for v, w in workers.items() if "error" in (f := w.ask(do="ready"))}
@@ -150,13 +159,15 @@ def measure(net: str, given: argparse.Namespace) -> dict[str, Any]:
         live = [v for v in variants if v not in failed and v != "peak"]
         peaks = [workers["peak"].ask(do="go")]
         rates: dict[str, list[float]] = {v: [] for v in live}
-        ratios = []
+        ratios, halves = [], {}
         for number in range(given.rounds):
             order = live if number % 2 == 0 else live[::-1]
             found = {v: workers[v].ask(do="go", steps=CASES[net][3])["rate"] for v in order}
             for v, rate in found.items():
                 rates[v].append(rate)
-            ratios.append(found["striate"] / max(rate for v, rate in found.items() if v != "striate"))
+            ratios.append(found["striate"] / max(rate for v, rate in found.items() if v in HAND))
+            for v in half:
+                halves.setdefault(v, []).append(found[v] / found["striate"])
         peaks.append(workers["peak"].ask(do="go"))
     finally:
         for worker in workers.values():
@@ -168,6 +179,7 @@ def measure(net: str, given: argparse.Namespace) -> dict[str, Any]:
         "bench": "train", "net": net, "size": side, "batch": batch, "threads": given.threads,
         "images_per_second": {v: round(statistics.median(r), 2) for v, r in rates.items()},
         "striate_by_fastest": round(statistics.median(ratios), 3), "rounds": [round(r, 3) for r in ratios],
+        **{f"{v}_by_float32": round(statistics.median(r), 3) for v, r in halves.items()},
         "gflops": round(own * operations(net) / 1e9, 1), "peak": best["told"],
         "peak_gflops": round(best["gflops"], 1),
         "fraction": round(own * operations(net) / 1e9 / best["gflops"], 3),
@@ -182,6 +194,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--bfloat16", action="store_true", help="with mixed precision, too")
     parser.add_argument("--pause", action="store_true", help="wait for Enter when all variants are built")
     given = parser.parse_args()
     for net in given.cases:
