@@ -184,7 +184,7 @@ def run(folder: Path, args: argparse.Namespace) -> None:
     load.say(figure="prepared", ms_an_image=round(each, 1), bytes=round(made.after / made.before, 4))
     ours = {}
     for name, place, cache in (
-        ("striate", photos, 0), ("striate, prepared", prepared, 0), ("striate, kept", photos, None),
+        ("striate", photos, 0), ("striate, prepared", prepared, 0), ("striate, kept", photos, 2.0),
     ):  # fmt: skip
         for mode in ("stream", "processes"):
             split = load.files_split(place, args.pass_images)

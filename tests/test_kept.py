@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,8 +20,11 @@ from striate.data.loaders import Loader
 from striate.data.pools import FilePool
 from striate.data.preprocess import Preprocess
 from striate.data.reader import Reader
-from striate.data.samples import Split
+from striate.data.samples import Dataset, Split
 from striate.images.jpeg import Look
+from striate.train.devices import Place
+from striate.train.recipe import Recipe
+from striate.train.setup import prepare
 
 CROP = "random-resized-crop+flip"
 EVERYTHING = 1 << 30
@@ -66,9 +71,9 @@ def epochs(split: Split, count: int = 4, **how: object) -> list[tuple[bytes, byt
         loader.close()
 
 
-@pytest.mark.parametrize("cache", [None, 1.0, 0.0001, 0.00005])
+@pytest.mark.parametrize("cache", [1.0, 0.0001, 0.00005])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_same_bytes_whatever_is_kept(split: Split, cache: float | None, workers: int) -> None:
+def test_same_bytes_whatever_is_kept(split: Split, cache: float, workers: int) -> None:
     assert epochs(split, cache=cache, workers=workers) == epochs(split, cache=0)
 
 
@@ -203,10 +208,35 @@ def test_pictures_in_memory_already_are_not_kept_again() -> None:
     assert len(reader.kept) == 0
 
 
-def test_testing_keeps_nothing(split: Split) -> None:
+def test_testing_keeps_pictures_too_where_it_is_asked_to(
+    split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = counting(split, monkeypatch)
     loader = Loader(split, preprocess(), batch=4, mode="stream", cache=1.0)
-    assert sum(len(batch.index) for batch in loader.batches(0)) == 7
-    assert len(loader.reader.kept) == 0
+    seen = [[batch.images.numpy().tobytes() for batch in loader.batches(epoch)] for epoch in range(3)]
+    assert seen[0] == seen[1] == seen[2]
+    assert sorted(decoded) == list(range(8))
+    assert loader.reader.kept.bytes > 0
+    loader.close()
+    assert (loader.reader.kept.bytes, len(loader.reader.kept)) == (0, 0)
+    assert [batch.images.numpy().tobytes() for batch in loader.batches(3)] == seen[0]
+
+
+@pytest.mark.parametrize(("cache", "gib"), [(None, 0.5), (3.0, 3.0), (0.0, 0.0)])
+def test_training_and_validation_share_a_quarter_of_the_free_memory(
+    cache: float | None, gib: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("striate.train.setup.free_memory", lambda: 2 << 30)
+    pictures = np.zeros((40, 70, 70, 3), np.uint8)
+    whole = Split.from_arrays("all", pictures, np.arange(40) % 2)
+    parts = [whole.select(np.arange(30), "train"), whole.select(np.arange(30, 40), "val")]
+    data = Dataset("blank", "classification", ("a", "b"), parts)
+    recipe = Recipe(net="lenet5", cache=cache, mode="stream")
+    job = prepare(data, recipe, Place(torch.device("cpu")), 1).job
+    loaders: list[Any] = [job.train, job.val]
+    rooms = [loader.reader.kept.most for loader in loaders]
+    assert sum(rooms) == pytest.approx(gib * (1 << 30), abs=2)
+    assert rooms[0] == pytest.approx(3 * rooms[1], abs=4)
 
 
 @pytest.mark.parametrize("cache", [-1, float("nan"), float("inf")])

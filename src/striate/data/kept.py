@@ -44,6 +44,12 @@ class Kept:
     def __len__(self) -> int:
         return len(self._pictures)
 
+    def clear(self) -> None:
+        """Give all up."""
+        with self._lock:
+            self._pictures.clear()
+            self.bytes, self._full = 0, self.most <= 0
+
     def find(self, row: int, at_least: int | Enough | None) -> Bytes | None:
         """The whole picture in the size in which `decode` would give it; None where it is not there.
 

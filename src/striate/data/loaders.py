@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from striate.core.errors import StriateError, unknown
-from striate.core.machine import check_threads, free_memory, processors
+from striate.core.machine import check_threads, processors
 from striate.data.augment import Pipeline, parse
 from striate.data.augment_mix import Mixing
 from striate.data.buffers import Buffers
@@ -53,8 +53,8 @@ class Loader:
     mode: "memory" (all views in one array), "stream" (decoded as needed, in threads), "processes" (the
     same in processes), or "auto": memory when `fits_memory`. workers: threads or processes, None = one for
     each processor; 0 = none, all work is done in the caller. prefetch: batches made ahead. classes: how many
-    there are, where samples of class numbers are mixed. cache: GiB of decoded pictures that training from
-    files keeps, in each loader process its part of them; None: a quarter of the memory that is free.
+    there are, where samples of class numbers are mixed. cache: GiB of memory for decoded pictures, which
+    later passes over files need not decode again; loader processes share them out.
 
     Raises:
         StriateError: an unknown mode or augmentation, numbers out of range, or targets that cannot be mixed.
@@ -76,7 +76,7 @@ class Loader:
         drop_last: bool | None = None,
         prefetch: int = 4,
         classes: int | None = None,
-        cache: float | None = None,
+        cache: float = 0.0,
     ) -> None:
         if mode not in MODES:
             raise unknown("loader mode", mode, MODES)
@@ -87,7 +87,7 @@ class Loader:
             if not isinstance(value, int) or value < low:
                 raise StriateError(f"{name} is {value!r}", allowed=f"a whole number of at least {low}")
         check_threads(workers, "workers")
-        if cache is not None and not 0 <= cache < math.inf:
+        if not 0 <= cache < math.inf:
             raise StriateError(f"cache is {cache!r}", allowed="GiB of memory, 0 or more")
         if not 0 <= rank < world:
             raise StriateError(f"rank is {rank} of {world}", allowed=f"0 to {world - 1}")
@@ -106,11 +106,9 @@ class Loader:
             mode = "memory" if fits_memory(split, preprocess, self.pipeline) else "stream"
         self.mode = mode
         count = processors() if workers is None else workers
-        room = 0
-        if train and mode != "memory":
-            # In testing, and in the one array, each is decoded once.
-            room = free_memory() // (4 * world) if cache is None else int(cache * (1 << 30))
-            room //= max(1, count) if mode == "processes" else 1
+        # In the one array each is decoded once, anyway.
+        room = 0 if mode == "memory" else int(cache * (1 << 30))
+        room //= max(1, count) if mode == "processes" else 1
         self.reader = Reader(split, preprocess, self.pipeline, seed, train, room)
         self._source: Memory | Stream = (
             Memory(self.reader, count, prefetch)
@@ -131,8 +129,9 @@ class Loader:
         return [(self.split.name_of(number), reason) for number, reason in sorted(self.reader.bad.items())]
 
     def close(self) -> None:
-        """End loader processes; threads end with each `batches`."""
+        """End loader processes, and give up the pictures kept; threads end with each `batches`."""
         self._source.close()
+        self.reader.kept.clear()
 
     def batches(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch from number `start` on: the same bytes as those of the whole epoch.

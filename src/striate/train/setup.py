@@ -13,6 +13,7 @@ from torch import nn
 
 from striate.core import settings
 from striate.core.errors import StriateError
+from striate.core.machine import free_memory
 from striate.data.augment import parse as parse_augment
 from striate.data.loaders import Loader
 from striate.data.preprocess import Preprocess
@@ -152,9 +153,10 @@ def prepare(
         recipe = recipe.with_(lr=settle_rate(recipe, net))
     optimizer = build_optimizer(net, recipe)
     check_wrapping(net, recipe)
-    loader = training_loader(train, preprocess, recipe, place, len(task.classes))
+    cache = room_for_pictures(recipe, place) / (len(train) + len(val or ()))
+    loader = training_loader(train, preprocess, recipe, place, len(task.classes), cache * len(train))
     plan = Plan.of(recipe, -(-len(loader) // recipe.accumulate))
-    tester = validation_loader(val, preprocess, recipe, place)
+    tester = validation_loader(val, preprocess, recipe, place, cache * len(val or ()))
     job = Job(
         net, task, optimizer, loader, tester, recipe, plan, place, average=make_average(net, recipe),
         penalty=make_penalty(net, recipe, optimizer), freezing=make_freezing(net, recipe.freeze),
@@ -266,19 +268,24 @@ def fit_preprocess(recipe: Recipe, train: Split) -> Preprocess:
     )
 
 
+def room_for_pictures(recipe: Recipe, place: Place) -> float:
+    """GiB of memory in which this process keeps decoded pictures: `cache`, or a quarter of what is free."""
+    return (free_memory() / (1 << 32) if recipe.cache is None else recipe.cache) / place.world
+
+
 def training_loader(
-    split: Split, preprocess: Preprocess, recipe: Recipe, place: Place, classes: int
+    split: Split, preprocess: Preprocess, recipe: Recipe, place: Place, classes: int, cache: float = 0.0
 ) -> Loader:
     """Batches for training; each process takes its part of `recipe.batch` images."""
     return Loader(
         split, preprocess, batch=(recipe.batch or 1) // place.world, seed=recipe.seed, train=True,
         augment=recipe.augment, workers=recipe.workers, mode=recipe.mode, rank=place.rank, world=place.world,
-        classes=classes, cache=recipe.cache,
+        classes=classes, cache=cache,
     )  # fmt: skip
 
 
 def validation_loader(
-    split: Split | None, preprocess: Preprocess, recipe: Recipe, place: Place
+    split: Split | None, preprocess: Preprocess, recipe: Recipe, place: Place, cache: float = 0.0
 ) -> Loader | None:
     """Batches of this process's share of the validation images; None without any."""
     if split is None:
@@ -287,5 +294,5 @@ def validation_loader(
         split = split.select(np.arange(place.rank, len(split), place.world))
     return Loader(
         split, preprocess, batch=max(1, (recipe.batch or 1) // place.world), seed=recipe.seed, train=False,
-        workers=recipe.workers, mode=recipe.mode,
+        workers=recipe.workers, mode=recipe.mode, cache=cache,
     )  # fmt: skip
