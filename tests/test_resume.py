@@ -256,28 +256,6 @@ def test_a_refused_length_leaves_the_run_as_it_was(tmp_path: Path) -> None:
     session.train(resume=folder, progress=False)
 
 
-def test_repeats_without_a_score_end_after_the_first(tmp_path: Path) -> None:
-    settings = TINY | {"epochs": 1, "threads": 1, "preflight": False, "val": 0.0}
-    with pytest.raises(StriateError, match="has no validation score"):
-        session.train_repeats("digits", repeats=2, out=tmp_path / "all", progress=False, **settings)
-    assert not (tmp_path / "all" / "seed-1").exists()
-
-
-def test_repeats_give_mean_and_spread(tmp_path: Path) -> None:
-    settings = TINY | {"epochs": 1, "threads": 1, "preflight": False, "checkpoint_every": 60.0}
-    found = session.train_repeats("digits", repeats=2, out=tmp_path / "all", progress=False, **settings)
-    assert found.seeds == (0, 1)
-    assert found.mean == pytest.approx(sum(found.scores) / 2)
-    assert found.sd == pytest.approx(abs(found.scores[0] - found.scores[1]) / 2**0.5)
-    assert (tmp_path / "all" / "repeats.json").is_file()
-    assert result(tmp_path / "all" / "seed-0") != result(tmp_path / "all" / "seed-1")
-    assert "±" in found.lines()[-1]
-    again = session.train_repeats(
-        "digits", repeats=2, out=tmp_path / "all", resume=True, progress=False, **settings
-    )
-    assert again.scores == found.scores
-
-
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """The same images a step, the same gradients: a net without batch norm ends with the same weights."""
     settings = TINY | {"augment": "none", "optimizer": "sgd", "lr": 0.02, "clip": 0.0, "epochs": 2}

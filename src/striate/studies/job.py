@@ -153,11 +153,9 @@ def train_verb(
     folder = out or (
         resume if isinstance(resume, str) else str(session.find_folder(data, recipe, None, False))
     )
-    result = session.train_repeats(data, recipe, repeats=repeats, out=folder, resume=bool(resume))
-    if report:
-        for each in result.folders:
-            make_report(each)
-    return result
+    from striate.studies.repeats import train_repeats
+
+    return train_repeats(data, recipe, repeats=repeats, out=folder, resume=bool(resume), report=report)
 
 
 def make_report(run_path: str | os.PathLike[str]) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import statistics
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any, TypeVar
 
 from striate.core import machine, settings
 from striate.core.errors import StriateError
-from striate.core.results import Result
 from striate.core.runs import SETTINGS, SPLITS, Run, next_folder
 from striate.data.formats import open_data
 from striate.data.samples import Dataset
@@ -307,71 +305,6 @@ def agree(
             hint="give the same settings, or start a new run with --out",
         )
     return asked.with_(**changes)
-
-
-@dataclass(frozen=True)
-class Repeats(Result):
-    """Several runs that differ in their seed only: main score of each, their mean and standard deviation.
-
-    `sd` is that of a sample (n - 1); None for a single run. Scores are those of the last epoch, 0 to 1.
-    """
-
-    ROWS = ("seeds", "scores", "folders")  # type: tuple[str, ...]
-
-    main_name: str
-    mean: float
-    sd: float | None
-    seeds: tuple[int, ...]
-    scores: tuple[float, ...]
-    folders: tuple[str, ...]
-
-    def lines(self) -> list[str]:
-        """One line a run, and the mean with its spread."""
-        rows = [
-            f"seed {seed}: {self.main_name} {100 * score:.2f} %  {folder}"
-            for seed, score, folder in zip(self.seeds, self.scores, self.folders, strict=True)
-        ]
-        spread = "" if self.sd is None else f" ± {100 * self.sd:.2f} (sd of {len(self.scores)} seeds)"
-        return [*rows, f"mean {self.main_name} {100 * self.mean:.2f}{spread} %"]
-
-
-def train_repeats(
-    data: str | os.PathLike[str] | Dataset,
-    recipe: Recipe | None = None,
-    *,
-    repeats: int,
-    out: str | os.PathLike[str],
-    resume: bool = False,
-    progress: bool = True,
-    **changes: Any,
-) -> Repeats:
-    """Train `repeats` times with seeds from the recipe's on, each in its folder `out/seed-N`.
-
-    Finished runs are kept when resuming. Writes `out/repeats.json`.
-
-    Raises:
-        StriateError: as `train`; fewer than one repeat; no validation images to score by.
-    """
-    base = (recipe or Recipe()).with_(**changes)
-    if repeats < 1:
-        raise StriateError(f"repeats is {repeats}", allowed="at least 1")
-    seeds = [base.seed + k for k in range(repeats)]
-    runs, found = [], []
-    for seed in seeds:
-        folder = Path(out) / f"seed-{seed}"
-        runs.append(train(data, base.with_(seed=seed), out=folder, resume=resume, progress=progress))
-        found.append(final_score(runs[-1]))  # raised after the first run, not after all
-    scores = tuple(score for _, score in found)
-    result = Repeats(
-        main_name=found[0][0],
-        mean=statistics.fmean(scores),
-        sd=statistics.stdev(scores) if len(scores) > 1 else None,
-        seeds=tuple(seeds),
-        scores=scores,
-        folders=tuple(str(run.path) for run in runs),
-    )
-    result.save(Path(out) / "repeats.json")
-    return result
 
 
 def final_score(run: Run) -> tuple[str, float]:

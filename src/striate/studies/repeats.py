@@ -1,0 +1,89 @@
+"""The main job several times over, with other seeds: the spread that chance alone makes."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from striate.core.errors import StriateError
+from striate.core.results import Result
+from striate.data.samples import Dataset
+from striate.studies.job import JobResult, train_and_report
+from striate.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Repeats(Result):
+    """Several runs that differ in their seed only: main score of each, their mean and standard deviation.
+
+    Scores, 0 to 1, are those of the test images, or of the validation images where there are no others, as
+    `split` says. `sd` is that of a sample (n - 1); None for a single run.
+    """
+
+    ROWS = ("seeds", "scores", "folders")  # type: tuple[str, ...]
+
+    main_name: str
+    split: str
+    n: int
+    mean: float
+    sd: float | None
+    seeds: tuple[int, ...]
+    scores: tuple[float, ...]
+    folders: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """One line a run, and the mean with its spread."""
+        rows = [
+            f"seed {seed}: {self.main_name} {100 * score:.2f} %  {folder}"
+            for seed, score, folder in zip(self.seeds, self.scores, self.folders, strict=True)
+        ]
+        spread = "" if self.sd is None else f" ± {100 * self.sd:.2f} (sd of {len(self.scores)} seeds)"
+        mean = f"mean {self.main_name} {100 * self.mean:.2f}{spread} %"
+        return [*rows, f"{mean} on {self.n:,} {self.split} images"]
+
+
+def train_repeats(
+    data: str | os.PathLike[str] | Dataset,
+    recipe: Recipe,
+    *,
+    repeats: int,
+    out: str | os.PathLike[str],
+    resume: bool = False,
+    progress: bool = True,
+    report: bool = True,
+) -> Repeats | JobResult:
+    """The whole job `repeats` times with seeds from the recipe's on, each in its folder `out/seed-N`.
+
+    Finished runs are kept when resuming. Writes `out/repeats.json`. Of several processes those that do not
+    test give what they know of the last run.
+
+    Raises:
+        StriateError: as `train_and_report`; fewer than one repeat; no images to score by.
+    """
+    if repeats < 1:
+        raise StriateError(f"repeats is {repeats}", allowed="at least 1")
+    found: list[JobResult] = []
+    for seed in range(recipe.seed, recipe.seed + repeats):
+        folder = Path(out) / f"seed-{seed}"
+        found.append(
+            train_and_report(
+                data, recipe.with_(seed=seed), out=folder, resume=resume, progress=progress, report=report
+            )
+        )
+        if int(os.environ.get("RANK", "0")) == 0 and found[-1].main is None:
+            raise StriateError(
+                f"{str(folder)!r} has neither test nor validation images to score by", hint="give --val 0.1"
+            )
+    scores = tuple(result.main for result in found if result.main is not None)
+    if not scores:
+        return found[-1]
+    result = Repeats(
+        main_name=found[0].main_name, split=found[0].split, n=found[0].n, mean=statistics.fmean(scores),
+        sd=statistics.stdev(scores) if len(scores) > 1 else None,
+        seeds=tuple(range(recipe.seed, recipe.seed + repeats)), scores=scores,
+        folders=tuple(str(each.run) for each in found),
+    )  # fmt: skip
+    result.save(Path(out) / "repeats.json")
+    return result
