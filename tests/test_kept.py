@@ -22,6 +22,7 @@ from striate.data.preprocess import Preprocess
 from striate.data.reader import Reader
 from striate.data.samples import Dataset, Split
 from striate.images.jpeg import Look
+from striate.train import room
 from striate.train.devices import Place
 from striate.train.recipe import Recipe
 from striate.train.setup import prepare
@@ -86,6 +87,12 @@ def test_no_augmentation_writes_to_what_is_kept(split: Split, name: str) -> None
     assert epochs(split, augment=name, cache=1.0) == epochs(split, augment=name, cache=0)
 
 
+def keeping(split: Split, augment: str) -> Reader:
+    reader = Reader(split, preprocess(), parse(augment), 0, True)
+    reader.kept = Kept(EVERYTHING)
+    return reader
+
+
 def counting(split: Split, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of the images that are decoded, as they are."""
     decoded: list[int] = []
@@ -108,7 +115,7 @@ def test_nothing_is_decoded_twice(split: Split, monkeypatch: pytest.MonkeyPatch)
 
 def test_crops_are_taken_from_the_size_that_most_need(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = counting(split, monkeypatch)
-    reader = Reader(split, preprocess(), parse(CROP), 0, True, EVERYTHING)
+    reader = keeping(split, CROP)
     for epoch in range(40):
         decoded.clear()
         reader.read(epoch, 0, reader.draw(epoch, reader.order(epoch)))
@@ -127,7 +134,7 @@ def test_crops_are_taken_from_the_size_that_most_need(split: Split, monkeypatch:
 
 
 def test_small_crops_are_still_cut_from_a_part(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = Reader(split, preprocess(), parse("random-resized-crop(scale=0.02)"), 0, True, EVERYTHING)
+    reader = keeping(split, "random-resized-crop(scale=0.02)")
     for epoch in range(30):
         reader.read(epoch, 0, reader.draw(epoch, reader.order(epoch)))
     looks: list[Look] = []
@@ -201,11 +208,12 @@ def test_another_process_begins_with_none() -> None:
 
 def test_pictures_in_memory_already_are_not_kept_again() -> None:
     pictures = np.zeros((4, 40, 40, 3), np.uint8)
-    reader = Reader(
-        Split.from_arrays("train", pictures, np.arange(4)), preprocess(), parse(CROP), 0, True, EVERYTHING
-    )
-    reader.read(0, 0, reader.draw(0, reader.order(0)))
-    assert len(reader.kept) == 0
+    blank = Split.from_arrays("train", pictures, np.arange(4))
+    assert Loader(blank, preprocess(), batch=2, mode="stream", cache=1.0).room == 0
+
+
+def test_what_has_its_views_in_one_array_keeps_no_pictures(split: Split) -> None:
+    assert Loader(split, preprocess(), batch=2, mode="memory", cache=1.0).room == 0
 
 
 def test_testing_keeps_pictures_too_where_it_is_asked_to(
@@ -222,21 +230,30 @@ def test_testing_keeps_pictures_too_where_it_is_asked_to(
     assert [batch.images.numpy().tobytes() for batch in loader.batches(3)] == seen[0]
 
 
-@pytest.mark.parametrize(("cache", "gib"), [(None, 0.5), (3.0, 3.0), (0.0, 0.0)])
-def test_training_and_validation_share_a_quarter_of_the_free_memory(
-    cache: float | None, gib: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def rooms(split: Split, recipe: Recipe) -> tuple[int, int]:
+    """Of the loaders of a run that trains on six images and validates on two."""
+    parts = [split.select(np.arange(6), "train"), split.select(np.arange(6, 8), "val")]
+    data = Dataset("photographs", "classification", ("a", "b"), parts)
+    setup = prepare(data, recipe, Place(torch.device("cpu")), 1)
+    job: Any = setup.job
+    assert ("GiB of decoded images" in setup.headline()) == (job.train.room > 0)
+    return job.train.room, job.val.room
+
+
+@pytest.mark.parametrize(
+    ("cache", "step", "gib"),
+    [(None, 0.5, 2.0), (None, 6.0, 1.2), (None, 7.5, 0.0), (3.0, 7.5, 3.0), (0.0, 0.5, 0.0)],
+)
+def test_training_and_validation_share_what_a_step_leaves(
+    cache: float | None, step: float, gib: float, split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("striate.train.setup.free_memory", lambda: 2 << 30)
-    pictures = np.zeros((40, 70, 70, 3), np.uint8)
-    whole = Split.from_arrays("all", pictures, np.arange(40) % 2)
-    parts = [whole.select(np.arange(30), "train"), whole.select(np.arange(30, 40), "val")]
-    data = Dataset("blank", "classification", ("a", "b"), parts)
-    recipe = Recipe(net="lenet5", cache=cache, mode="stream")
-    job = prepare(data, recipe, Place(torch.device("cpu")), 1).job
-    loaders: list[Any] = [job.train, job.val]
-    rooms = [loader.reader.kept.most for loader in loaders]
-    assert sum(rooms) == pytest.approx(gib * (1 << 30), abs=2)
-    assert rooms[0] == pytest.approx(3 * rooms[1], abs=4)
+    monkeypatch.setattr(room, "free_memory", lambda: 8 << 30)
+    monkeypatch.setattr(room, "step_bytes", lambda _: int(step * (1 << 30)))
+    recipe = Recipe(net="lenet5", size=(32, 32), cache=cache, mode="stream")
+    found = rooms(split, recipe)
+    assert sum(found) == pytest.approx(gib * (1 << 30), abs=8)
+    assert found[0] == pytest.approx(3 * found[1], abs=8)
+    assert rooms(split, recipe.with_(mode="memory")) == (0, 0)
 
 
 @pytest.mark.parametrize("cache", [-1, float("nan"), float("inf")])

@@ -16,6 +16,7 @@ from torch import nn
 from striate.core.errors import StriateError
 from striate.core.settings import from_dict
 from striate.train import preflight as module
+from striate.train import room
 from striate.train.fit import fit
 from striate.train.idle import idle_settings
 from striate.train.preflight import preflight
@@ -142,12 +143,18 @@ def test_fewer_images_than_a_batch(tmp_path: Path) -> None:
 
 def test_memory_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
     job = small_job()
-    monkeypatch.setattr(module, "step_bytes", lambda _: 10 << 30)
-    monkeypatch.setattr(module, "free_bytes", lambda _: 8 << 30)
-    (warning,) = module.memory_warnings(job)
+    monkeypatch.setattr(room, "step_bytes", lambda _: 10 << 30)
+    monkeypatch.setattr(room, "free_memory", lambda: 8 << 30)
+    (warning,) = room.memory_warnings(job)
     assert "--batch 8 --accumulate 2" in warning
-    monkeypatch.setattr(module, "free_bytes", lambda _: 80 << 30)
-    assert module.memory_warnings(job) == []
+    monkeypatch.setattr(room, "free_memory", lambda: 80 << 30)
+    assert room.memory_warnings(job) == []
+    job.recipe = job.recipe.with_(cache=60)
+    assert room.memory_warnings(job) == []
+    job.recipe = job.recipe.with_(cache=64)
+    assert room.memory_warnings(job) == ["decoded images may take 64 GiB and 70.0 are left: lower --cache"]
+    monkeypatch.setattr(room, "free_memory", lambda: 0)
+    assert room.memory_warnings(job) == []
 
 
 def test_bytes_of_a_checkpoint() -> None:

@@ -18,6 +18,7 @@ from striate.core.machine import check_threads, processors
 from striate.data.augment import Pipeline, parse
 from striate.data.augment_mix import Mixing
 from striate.data.buffers import Buffers
+from striate.data.kept import Kept
 from striate.data.memory import Memory, fits_memory
 from striate.data.preprocess import Preprocess
 from striate.data.reader import Reader
@@ -106,10 +107,9 @@ class Loader:
             mode = "memory" if fits_memory(split, preprocess, self.pipeline) else "stream"
         self.mode = mode
         count = processors() if workers is None else workers
-        # In the one array each is decoded once, anyway.
-        room = 0 if mode == "memory" else int(cache * (1 << 30))
-        room //= max(1, count) if mode == "processes" else 1
-        self.reader = Reader(split, preprocess, self.pipeline, seed, train, room)
+        self._readers = max(1, count) if mode == "processes" else 1
+        self.reader = Reader(split, preprocess, self.pipeline, seed, train)
+        self.keep(int(cache * (1 << 30)))
         self._source: Memory | Stream = (
             Memory(self.reader, count, prefetch)
             if mode == "memory"
@@ -127,6 +127,17 @@ class Loader:
     def bad(self) -> list[tuple[str, str]]:
         """(name, reason) of the images that could not be read so far, each once, in the order of the data."""
         return [(self.split.name_of(number), reason) for number, reason in sorted(self.reader.bad.items())]
+
+    @property
+    def room(self) -> int:
+        """Bytes of memory for decoded pictures, in all loader processes."""
+        return self.reader.kept.most * self._readers
+
+    def keep(self, room: int) -> None:
+        """Keep up to so many bytes of decoded pictures, from the first batch on."""
+        # In the one array each is decoded once, anyway; so is what is in memory as pixels.
+        used = self.mode != "memory" and self.split.pool.pictures is None
+        self.reader.kept = Kept(room // self._readers if used else 0)
 
     def close(self) -> None:
         """End loader processes, and give up the pictures kept; threads end with each `batches`."""

@@ -40,18 +40,17 @@ class Reader:
     """Reads the samples of one split; no thread, lock or open file: it can be sent to a process.
 
     In training an unreadable image is replaced by the next readable one in the epoch's order; in testing
-    it is left out. Neither depends on which worker met it, or when. room: bytes of decoded pictures to keep;
-    they change no result.
+    it is left out. Neither depends on which worker met it, or when. The pictures in `kept` change no result.
     """
 
     def __init__(
-        self, split: Split, preprocess: Preprocess, pipeline: Pipeline, seed: int, train: bool, room: int = 0
+        self, split: Split, preprocess: Preprocess, pipeline: Pipeline, seed: int, train: bool
     ) -> None:
         self.split, self.preprocess, self.pipeline = split, preprocess, pipeline
         self.seed, self.train = seed, train
         self.has_masks = split.targets is None and split.masks is not None
         self.bad: dict[int, str] = {}
-        self.kept = Kept(room)
+        self.kept = Kept(0)
         # An image is decoded whole once, which finds any damage; then little more than is looked at.
         self._sound = np.zeros(len(split), dtype=np.bool_)
         self._order: tuple[int, Integers] = (-1, np.arange(len(split)))
@@ -111,7 +110,7 @@ class Reader:
             self._sound[number] = True
             if look.size is not None:
                 place = (look.x, look.y, *look.size)
-            elif self.split.pool.pictures is None:
+            else:
                 self.kept.add(row, image, look)
         view = pipeline.view(image, u, preprocess, frame, out, place)
         if not self.has_masks:

@@ -21,11 +21,12 @@ from striate.train.fit import loss_of
 from striate.train.idle import idle_settings
 from striate.train.optimize import OPTIMIZERS
 from striate.train.resizing import parse_steps, shrink
+from striate.train.room import memory_warnings, weight_bytes
 
 if TYPE_CHECKING:
     from striate.train.fit import Job
 
-MIB, GIB = 1 << 20, 1 << 30
+MIB = 1 << 20
 
 
 def preflight(job: Job, folder: Path | None, *, seconds: float = 1.5) -> list[str]:
@@ -194,11 +195,6 @@ def memorise(job: Job, net: nn.Module, images: Tensor, targets: Tensor, seconds:
     return []
 
 
-def weight_bytes(net: nn.Module) -> int:
-    """Bytes of all parameters and buffers."""
-    return sum(int(tensor.numel()) * tensor.element_size() for tensor in net.state_dict().values())
-
-
 def checkpoint_bytes(job: Job) -> int:
     """Bytes of one checkpoint: weights, optimiser moments and the average."""
     weights = weight_bytes(job.net)
@@ -225,48 +221,3 @@ def check_folder(folder: Path, checkpoint: int) -> None:
             f" {need / MIB:,.1f}",
             hint="free some space, or choose another folder with --out",
         )
-
-
-def memory_warnings(job: Job) -> list[str]:
-    """A warning where a training step is likely to need more memory than there is."""
-    need, free = step_bytes(job), free_bytes(job.place.device)
-    if need is None or free is None or need < 0.9 * free:
-        return []
-    return [
-        f"a step needs about {need / GIB:.1f} GiB and {free / GIB:.1f} are free:"
-        f" lower --batch and raise --accumulate, for instance --batch {max(1, (job.recipe.batch or 2) // 2)}"
-        f" --accumulate {2 * job.recipe.accumulate}"
-    ]
-
-
-def step_bytes(job: Job) -> int | None:
-    """Bytes of one step: all activations of the batch kept for the backward pass, and four times the weights.
-
-    None where the cost of the net cannot be worked out.
-    """
-    from striate.nets.cost import cost
-
-    shape = getattr(job.train.preprocess, "size", None)
-    if shape is None:
-        return None
-    try:
-        activations = cost(job.net, shape).memory
-    except (StriateError, RuntimeError, AttributeError, TypeError, NotImplementedError):
-        return None
-    if job.recipe.recompute > 1:
-        # One segment's activations at a time, beside those of the last and what passes between segments.
-        activations = min(activations, 2 * activations // job.recipe.recompute)
-    weights = weight_bytes(job.net)
-    return 4 * weights + activations * (job.recipe.batch or 1) // job.place.world
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Free memory of the device; on the CPU what the system calls available; None where it does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.type == "cpu":
-        with contextlib.suppress(OSError, ValueError):
-            for line in Path("/proc/meminfo").read_text().splitlines():
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    return None

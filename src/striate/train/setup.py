@@ -13,7 +13,6 @@ from torch import nn
 
 from striate.core import settings
 from striate.core.errors import StriateError
-from striate.core.machine import free_memory
 from striate.data.augment import parse as parse_augment
 from striate.data.loaders import Loader
 from striate.data.preprocess import Preprocess
@@ -31,6 +30,7 @@ from striate.train.optimize import OPTIMIZERS, build_optimizer
 from striate.train.penalties import make_penalty
 from striate.train.recipe import Recipe, auto_augment, auto_batch, auto_net, auto_rate, auto_size
 from striate.train.resizing import check_steps
+from striate.train.room import keep_pictures
 from striate.train.schedules import SCHEDULES, Plan
 from striate.train.whiten import whiten
 from striate.train.wrapping import check_wrapping
@@ -59,10 +59,13 @@ class Setup:
         recipe, job = self.recipe, self.job
         weights = sum(parameter.numel() for parameter in job.net.parameters())
         train, val = (len(self.dataset.splits.get(name, ())) for name in ("train", "val"))
+        loaders = [loader for loader in (job.train, job.val) if loader is not None]
+        kept = sum(loader.room for loader in loaders) / (1 << 30)
         return (
             f"{recipe.net}, {weights:,} parameters, input {recipe.size};"
             f" {train:,} images to train, {val:,} to validate; batch {recipe.batch}, {recipe.augment};"
             f" {recipe.optimizer} lr {recipe.lr:.3g}, {recipe.schedule}"
+            + (f"; up to {kept:.1f} GiB of decoded images kept in memory" if kept else "")
         )
 
 
@@ -153,14 +156,14 @@ def prepare(
         recipe = recipe.with_(lr=settle_rate(recipe, net))
     optimizer = build_optimizer(net, recipe)
     check_wrapping(net, recipe)
-    cache = room_for_pictures(recipe, place) / (len(train) + len(val or ()))
-    loader = training_loader(train, preprocess, recipe, place, len(task.classes), cache * len(train))
+    loader = training_loader(train, preprocess, recipe, place, len(task.classes))
     plan = Plan.of(recipe, -(-len(loader) // recipe.accumulate))
-    tester = validation_loader(val, preprocess, recipe, place, cache * len(val or ()))
+    tester = validation_loader(val, preprocess, recipe, place)
     job = Job(
         net, task, optimizer, loader, tester, recipe, plan, place, average=make_average(net, recipe),
         penalty=make_penalty(net, recipe, optimizer), freezing=make_freezing(net, recipe.freeze),
     )  # fmt: skip
+    keep_pictures(job)
     return Setup(dataset, asked, recipe, preprocess, job)
 
 
@@ -268,24 +271,19 @@ def fit_preprocess(recipe: Recipe, train: Split) -> Preprocess:
     )
 
 
-def room_for_pictures(recipe: Recipe, place: Place) -> float:
-    """GiB of memory in which this process keeps decoded pictures: `cache`, or a quarter of what is free."""
-    return (free_memory() / (1 << 32) if recipe.cache is None else recipe.cache) / place.world
-
-
 def training_loader(
-    split: Split, preprocess: Preprocess, recipe: Recipe, place: Place, classes: int, cache: float = 0.0
+    split: Split, preprocess: Preprocess, recipe: Recipe, place: Place, classes: int
 ) -> Loader:
     """Batches for training; each process takes its part of `recipe.batch` images."""
     return Loader(
         split, preprocess, batch=(recipe.batch or 1) // place.world, seed=recipe.seed, train=True,
         augment=recipe.augment, workers=recipe.workers, mode=recipe.mode, rank=place.rank, world=place.world,
-        classes=classes, cache=cache,
+        classes=classes,
     )  # fmt: skip
 
 
 def validation_loader(
-    split: Split | None, preprocess: Preprocess, recipe: Recipe, place: Place, cache: float = 0.0
+    split: Split | None, preprocess: Preprocess, recipe: Recipe, place: Place
 ) -> Loader | None:
     """Batches of this process's share of the validation images; None without any."""
     if split is None:
@@ -294,5 +292,5 @@ def validation_loader(
         split = split.select(np.arange(place.rank, len(split), place.world))
     return Loader(
         split, preprocess, batch=max(1, (recipe.batch or 1) // place.world), seed=recipe.seed, train=False,
-        workers=recipe.workers, mode=recipe.mode, cache=cache,
+        workers=recipe.workers, mode=recipe.mode,
     )  # fmt: skip
