@@ -50,7 +50,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def memory_warnings(job: Job) -> list[str]:
-    """A warning where a step, or what `cache` allows beside it, is likely to need more memory than there is."""
+    """A warning where a step, or `cache` beside it, is likely to need more memory than there is."""
     recipe, free = job.recipe, free_bytes(job.place.device)
     need = step_bytes(job)
     if need is not None and free is not None and need >= 0.9 * free:
