@@ -507,6 +507,10 @@ def test_the_verb_tells_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "is a folder" in capsys.readouterr().err
     assert cli.main(["ensemble", file, file, "--last", "1"]) == 2
     assert "last is 1" in capsys.readouterr().err
+    assert cli.main(["ensemble", file, file, "--last", "3"]) == 2
+    assert "last is 3 of 2 models" in capsys.readouterr().err
+    assert cli.main(["ensemble", file, file, "--protocol", "ten-crop"]) == 2
+    assert "protocol 'ten-crop' is given without data; give --data" in capsys.readouterr().err
     for k in range(2):
         net = linear(k, 32, net="resnet20")
         net.preprocess = Preprocess(size=(32, 32))

@@ -79,11 +79,16 @@ def ensemble(
         raise unknown("average", average, AVERAGES)
     if last < 0 or last == 1:
         raise StriateError(f"last is {last}", allowed="0 for all, or at least 2")
-    if split is not None and data is None:
-        raise StriateError(f"split {split!r} is given without data", hint="give the data that it is of")
+    protocol = how.get("protocol", "center")
+    parse_protocol(protocol)
+    for name, value in {"split": split, "protocol": None if protocol == "center" else protocol}.items():
+        if value is not None and data is None:
+            raise StriateError(f"{name} {value!r} is given without data", hint="give --data to test on")
     check_target(out, [".safetensors"])
-    parse_protocol(how.get("protocol", "center"))
-    given = found_models(models)[-last:]
+    given = found_models(models)
+    if last > len(given):
+        raise StriateError(f"last is {last} of {len(given)} models", allowed="at most all of them")
+    given = given[-last:]
     loaded = [load(one) for one in given]
     if data is not None:
         # Before anything is written: that these can be tested on.
