@@ -149,11 +149,12 @@ def test_memory_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--batch 8 --accumulate 2" in warning
     monkeypatch.setattr(room, "free_memory", lambda: 80 << 30)
     assert room.memory_warnings(job) == []
+    monkeypatch.setattr(room, "streaming", lambda job: [job.train])
     job.recipe = job.recipe.with_(cache=60)
     assert room.memory_warnings(job) == []
     job.recipe = job.recipe.with_(cache=64)
     assert room.memory_warnings(job) == ["decoded images may take 64 GiB and 70.0 are left: lower --cache"]
-    monkeypatch.setattr(room, "free_memory", lambda: 0)
+    monkeypatch.setattr(room, "streaming", lambda job: [])
     assert room.memory_warnings(job) == []
 
 

@@ -41,29 +41,40 @@ def check_threads(count: int | None, name: str = "threads") -> int:
 
 
 def free_memory() -> int:
-    """Bytes of memory that can still be had: of the machine, and of the control group; 0 where unknown."""
+    """Bytes of memory that can still be had: of the machine, and of the control groups; 0 where unknown."""
     found = []
     with contextlib.suppress(OSError, ValueError, AttributeError):
         found.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     with contextlib.suppress(OSError, ValueError, KeyError):
         # With the file cache, which gives way.
-        found = [1024 * _numbers("/proc/meminfo")["MemAvailable:"]]
-    for folder, most, taken in _GROUPS:
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            limit, used = (int(Path(folder, name).read_text("ascii")) for name in (most, taken))
-            found.append(limit - used + _numbers(f"{folder}/memory.stat")["inactive_file"])
+        found = [1024 * _numbers(_PROC / "meminfo")["MemAvailable:"]]
+    with contextlib.suppress(OSError):
+        for line in (_PROC / "self/cgroup").read_text("utf-8").splitlines():
+            _, kinds, path = line.split(":", 2)
+            if not kinds or "memory" in kinds.split(","):
+                found += _group_memory(_GROUPS / kinds, path.strip("/"), *_LIMITS[bool(kinds)])
     return max(0, min(found, default=0))
 
 
-_GROUPS = (
-    ("/sys/fs/cgroup", "memory.max", "memory.current"),
-    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-)
+_PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+# By version of the control groups: 2, then 1.
+_LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
-def _numbers(file: str) -> dict[str, int]:
+def _group_memory(root: Path, path: str, most: str, taken: str) -> Iterator[int]:
+    """What is left of the limits of a group and of those that it lies in."""
+    group = root / path
+    for folder in (group, *group.parents):
+        if folder != root and root not in folder.parents:
+            return
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            limit, used = (int((folder / name).read_text("ascii")) for name in (most, taken))
+            yield limit - used + _numbers(folder / "memory.stat")["inactive_file"]
+
+
+def _numbers(file: Path) -> dict[str, int]:
     """The second word of each line by its first."""
-    lines = (line.split() for line in Path(file).read_text("ascii").splitlines())
+    lines = (line.split() for line in file.read_text("ascii").splitlines())
     return {words[0]: int(words[1]) for words in lines if len(words) > 1}
 
 

@@ -2,82 +2,97 @@
 
 from __future__ import annotations
 
+import heapq
 import threading
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from striate.images.jpeg import Enough, Look, fraction
+from striate.core.machine import free_memory
 
 Bytes = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A whole picture at 1/n of its size; sides: its height and width whole, None: n can be no other."""
-
-    pixels: Bytes
-    n: int
-    sides: tuple[int, int] | None
+Sides = tuple[int, int]
+"""Height and width of a picture at its full size, as shown."""
+ONE_SIZE: Sides = (0, 0)
+"""Of a picture that comes in its full size only, whatever that is."""
+LEAST_SHARE = 0.1
+"""Sizes that fewer views than this ask for are not kept: filling memory takes time, too."""
+OVERHEAD = 512
+"""Bytes that a picture takes beside its pixels."""
+LOOK_EVERY = 64 << 20
+"""Bytes after whose growth the free memory is looked at again."""
 
 
 class Kept:
-    """Whole pictures by row, `most` bytes of them; what is full takes no more, and gives none away.
+    """Whole pictures by row and reduction, `most` bytes of them, from a pool of so many rows.
 
-    A random order asks for every picture once an epoch: to make room for one is to miss another. Of each
-    picture there is one size, the smallest that was asked for: of a photograph from which crops are drawn
-    that is the one that most crops need, and the cheapest to keep.
+    A random order asks for every picture once an epoch, so none is the likelier to be asked for: to make
+    room for its like is to miss another. What decides is the share of the views that a picture in this
+    size serves, for each byte that it takes: one that serves more takes the place of those that serve least.
+    spare: bytes of the machine's memory that are left free, whoever takes the rest.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, most: int, rows: int = 0, spare: int = 0) -> None:
+        self.most, self.spare = most, spare
         self.bytes = 0
-        self._pictures: dict[int, Picture] = {}
-        self._full = most <= 0
+        self._pictures: dict[tuple[int, int], Bytes] = {}
+        self._least: list[tuple[float, int, int]] = []  # a heap of (share by byte, row, n)
+        self._sides = np.full((rows if most > 0 else 0, 2), -1, dtype=np.int32)
+        self._looked = 0
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[Kept], tuple[int]]:
+    def __reduce__(self) -> tuple[type[Kept], tuple[int, int, int]]:
         # Another process has its own.
-        return Kept, (self.most,)
+        return Kept, (self.most, len(self._sides), self.spare)
 
     def __len__(self) -> int:
         return len(self._pictures)
 
-    def clear(self) -> None:
-        """Give all up."""
-        with self._lock:
-            self._pictures.clear()
-            self.bytes, self._full = 0, self.most <= 0
+    def sides(self, row: int) -> Sides | None:
+        """What `add` was told of this picture; None before."""
+        if self.most <= 0 or self._sides[row, 0] < 0:
+            return None
+        height, width = self._sides[row].tolist()
+        return height, width
 
-    def find(self, row: int, at_least: int | Enough | None) -> Bytes | None:
-        """The whole picture in the size in which `decode` would give it; None where it is not there.
+    def find(self, row: int, n: int) -> Bytes | None:
+        """The whole picture at 1/n of its size, as it was decoded; None if it is not here.
 
         It is not to be written to.
         """
-        picture = self._pictures.get(row)
-        if picture is None:
-            return None
-        same = picture.sides is None or fraction(picture.sides, at_least) == picture.n
-        return picture.pixels if same else None
+        return self._pictures.get((row, n))
 
-    def wants(self, row: int, at_least: int | Enough | None) -> bool:
-        """Whether a picture that is decoded now is better decoded whole, to be kept."""
-        picture = self._pictures.get(row)
-        if picture is None:
-            return not self._full
-        return picture.sides is not None and fraction(picture.sides, at_least) > picture.n
+    def wants(self, pixels: int, share: float) -> bool:
+        """Whether a picture of so many bytes, which serves this share of its views, would be kept."""
+        taken = pixels + OVERHEAD
+        if share < LEAST_SHARE or taken > self.most:
+            return False
+        if self.bytes + taken <= self.most:
+            return True
+        return any(least < share / taken for least, _, _ in self._least[:1])
 
-    def add(self, row: int, pixels: Bytes, look: Look) -> None:
-        """Keep a whole picture as `decode` gave it with this look, if there is room."""
+    def add(self, row: int, n: int, sides: Sides, pixels: Bytes, share: float) -> None:
+        """Keep a whole picture at 1/n of its size, if there is room or it serves better than what is here."""
+        if self.most <= 0:
+            return
         with self._lock:
-            before = self._pictures.get(row)
-            if before is not None and before.n >= look.n:
+            self._sides[row] = sides
+            if (row, n) in self._pictures or not self.wants(pixels.nbytes, share):
                 return
-            grown = self.bytes + pixels.nbytes - (0 if before is None else before.pixels.nbytes)
-            if grown > self.most:
-                self._full = True
-                return
-            self._full = self._full and before is None
-            self.bytes = grown
-            self._pictures[row] = Picture(pixels, look.n, look.sides)
+            taken = pixels.nbytes + OVERHEAD
+            while self.bytes + taken > self.most:
+                if not self._least or self._least[0][0] >= share / taken:
+                    return
+                _, *key = heapq.heappop(self._least)
+                self.bytes -= self._pictures.pop((key[0], key[1])).nbytes + OVERHEAD
+            self.bytes += taken
+            self._pictures[row, n] = pixels
+            heapq.heappush(self._least, (share / taken, row, n))
+            self._look()
+
+    def _look(self) -> None:
+        """Stop growing where others have taken the memory meanwhile."""
+        if self.spare and self.bytes - self._looked >= LOOK_EVERY:
+            self._looked = self.bytes
+            if 0 < free_memory() < self.spare:
+                self.most = self.bytes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from striate.data.reader import Reader
 from striate.data.samples import Split
 from striate.data.stream import Span, Stream
 
+MOST_GIB = 1_000_000
 MODES = ("auto", "memory", "stream", "processes")
 
 
@@ -88,8 +88,8 @@ class Loader:
             if not isinstance(value, int) or value < low:
                 raise StriateError(f"{name} is {value!r}", allowed=f"a whole number of at least {low}")
         check_threads(workers, "workers")
-        if not 0 <= cache < math.inf:
-            raise StriateError(f"cache is {cache!r}", allowed="GiB of memory, 0 or more")
+        if not isinstance(cache, (int, float)) or not 0 <= cache <= MOST_GIB:
+            raise StriateError(f"cache is {cache!r}", allowed=f"GiB of memory, 0 to {MOST_GIB:,}")
         if not 0 <= rank < world:
             raise StriateError(f"rank is {rank} of {world}", allowed=f"0 to {world - 1}")
         self.split, self.preprocess, self.batch, self.seed, self.train = split, preprocess, batch, seed, train
@@ -133,16 +133,16 @@ class Loader:
         """Bytes of memory for decoded pictures, in all loader processes."""
         return self.reader.kept.most * self._readers
 
-    def keep(self, room: int) -> None:
-        """Keep up to so many bytes of decoded pictures, from the first batch on."""
+    def keep(self, room: int, spare: int = 0) -> None:
+        """Keep up to so many bytes of decoded pictures, from the first batch on; spare: as of `Kept`."""
         # In the one array each is decoded once, anyway; so is what is in memory as pixels.
         used = self.mode != "memory" and self.split.pool.pictures is None
-        self.reader.kept = Kept(room // self._readers if used else 0)
+        self.reader.kept = Kept(room // self._readers if used else 0, len(self.split.pool.names), spare)
 
     def close(self) -> None:
         """End loader processes, and give up the pictures kept; threads end with each `batches`."""
         self._source.close()
-        self.reader.kept.clear()
+        self.keep(0)
 
     def batches(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch from number `start` on: the same bytes as those of the whole epoch.

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from striate.core.errors import BadImage, StriateError
 from striate.data.augment import Pipeline
-from striate.data.kept import Kept
+from striate.data.crops import Place
+from striate.data.kept import ONE_SIZE, Kept, Sides
 from striate.data.preprocess import Preprocess
 from striate.data.samples import Split
-from striate.images.jpeg import Look
+from striate.images.jpeg import Enough, Look, fraction
 from striate.images.tiles import Box
 
 Bytes = NDArray[np.uint8]
 Integers = NDArray[np.int64]
 LEFT_OUT = -1
+ASKED = 64
+"""Views by which it is told in which sizes pictures are asked for."""
+MOST_SHARES = 4096
 
 
 @dataclass
@@ -51,6 +56,7 @@ class Reader:
         self.has_masks = split.targets is None and split.masks is not None
         self.bad: dict[int, str] = {}
         self.kept = Kept(0)
+        self._shares: dict[Sides, Counter[int]] = {}
         # An image is decoded whole once, which finds any damage; then little more than is looked at.
         self._sound = np.zeros(len(split), dtype=np.bool_)
         self._order: tuple[int, Integers] = (-1, np.arange(len(split)))
@@ -96,28 +102,59 @@ class Reader:
         out: memory of the view, which may be used for it.
         """
         preprocess, pipeline = self.preprocess, self.pipeline
-        size = preprocess.size
-        at_least = pipeline.at_least(u, preprocess)
-        row = int(self.split.rows[number])
-        image, place = self.kept.find(row, at_least), None
-        if image is None:
-            look = Look()
-            whole = not self._sound[number] or self.kept.wants(row, at_least)
-            sliced = pipeline.crops and preprocess.interpolation == "bilinear" and not whole
-            if sliced and size is not None and pipeline.mirrored(u, size, frame) is not None:
-                look.box = partial(self._seen, u, size)
-            image = self.split.image(number, at_least=at_least, channels=preprocess.channels, look=look)
-            self._sound[number] = True
-            if look.size is not None:
-                place = (look.x, look.y, *look.size)
-            else:
-                self.kept.add(row, image, look)
+        image, place = self._picture(number, u, frame)
         view = pipeline.view(image, u, preprocess, frame, out, place)
         if not self.has_masks:
             return view, None
         shape = image.shape[:2] if place is None else place[2:]
         mask = pipeline.mask_view(self.split.mask(number), u, preprocess, shape, frame)
         return view, mask
+
+    def _picture(
+        self, number: int, u: NDArray[np.float64], frame: NDArray[np.float64] | None
+    ) -> tuple[Bytes, Place | None]:
+        """The picture that a sample is seen in, and its place in the whole one where it is a part of that."""
+        preprocess, pipeline, kept = self.preprocess, self.pipeline, self.kept
+        at_least, row = pipeline.at_least(u, preprocess), int(self.split.rows[number])
+        sides, wanted = kept.sides(row), False
+        if sides is not None:
+            n = 1 if sides == ONE_SIZE else fraction(sides, at_least)
+            found = kept.find(row, n)
+            if found is not None:
+                return found, None
+            pixels = -(-sides[0] // n) * -(-sides[1] // n) * preprocess.channels
+            wanted = kept.wants(pixels, self._share(sides, n))
+        look, size = Look(), preprocess.size
+        sliced = pipeline.crops and preprocess.interpolation == "bilinear" and not wanted
+        sliced = sliced and bool(self._sound[number])
+        if sliced and size is not None and pipeline.mirrored(u, size, frame) is not None:
+            look.box = partial(self._seen, u, size)
+        image = self.split.image(number, at_least=at_least, channels=preprocess.channels, look=look)
+        self._sound[number] = not look.doubtful
+        if look.size is not None:
+            return image, (look.x, look.y, *look.size)
+        if kept.most > 0:
+            sides = look.sides or ONE_SIZE
+            kept.add(row, look.n, sides, image, self._share(sides, look.n))
+        return image, None
+
+    def _share(self, sides: Sides, n: int) -> float:
+        """The share of the views of a picture of this height and width that ask for it at 1/n of its size."""
+        if sides == ONE_SIZE:
+            return 1.0
+        found = self._shares.get(sides)
+        if found is None:
+            found = Counter(fraction(sides, least) for least in self._asked)
+            if len(self._shares) >= MOST_SHARES:
+                self._shares.clear()
+            self._shares[sides] = found
+        return found[n] / len(self._asked)
+
+    @cached_property
+    def _asked(self) -> list[int | Enough | None]:
+        """What some views ask of their pictures."""
+        u = self.draw(0, np.arange(ASKED))
+        return [self.pipeline.at_least(one, self.preprocess) for one in u]
 
     def _seen(self, u: NDArray[np.float64], size: tuple[int, int], height: int, width: int) -> Box:
         """The box of an image of this height and width that is looked at."""

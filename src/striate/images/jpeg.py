@@ -27,7 +27,8 @@ class Look:
     box: for a picture of some height and width, x0, y0, x1, y1; None: all of it. After decoding, `size` is
     the whole picture's (height, width) and x, y the place in it of what came back; size is None where that
     is all of it. n: it came back at 1/n of its size; sides: its height and width as shown, before that,
-    or None where it has but one size to come back in.
+    or None where it has but one size to come back in. doubtful: the file breaks rules, and parts of it may
+    have other pixels than they have in the whole.
     """
 
     box: Callable[[int, int], Box] | None = None
@@ -36,6 +37,7 @@ class Look:
     size: tuple[int, int] | None = None
     n: int = 1
     sides: tuple[int, int] | None = None
+    doubtful: bool = False
 
 
 # libjpeg's complaints that leave the picture whole, if the file also has its end mark.
@@ -90,6 +92,8 @@ def decode_jpeg(data: bytes, info: Declared, n: int, channels: int, look: Look |
         whole = data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") > 0
         if not (whole and _HARMLESS.search(str(error))):
             raise
+        if look is not None:
+            look.doubtful = True
         pixels = simplejpeg.decode_jpeg(
             data, colorspace=colours, strict=False, **_scaled(info.height, info.width, n)
         )

@@ -237,6 +237,7 @@ class Recipe:
         None,
         help="GiB of memory for decoded images; none: a quarter of what is free. Changes no result.",
         minimum=0.0,
+        maximum=1e6,
     )
     checkpoint_every: float = setting(
         60.0, help="Seconds between checkpoints; one is also written after each epoch.", minimum=0.0

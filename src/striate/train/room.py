@@ -11,6 +11,7 @@ from striate.core.errors import StriateError
 from striate.core.machine import free_memory
 
 if TYPE_CHECKING:
+    from striate.data.loaders import Loader
     from striate.train.fit import Job
 
 GIB = 1 << 30
@@ -60,7 +61,7 @@ def memory_warnings(job: Job) -> list[str]:
             f" --accumulate {2 * recipe.accumulate}"
         ]
     left = free_memory() - _beside(job)
-    if not recipe.cache or left <= 0 or recipe.cache * GIB < 0.9 * left:
+    if not recipe.cache or not streaming(job) or left <= 0 or recipe.cache * GIB < 0.9 * left:
         return []
     return [f"decoded images may take {recipe.cache:g} GiB and {left / GIB:.1f} are left: lower --cache"]
 
@@ -69,19 +70,26 @@ def keep_pictures(job: Job) -> None:
     """Give the loaders their room for decoded pictures: `cache` GiB, or a quarter of the free memory.
 
     Training and validation share it by their numbers of images, and so do the processes of a run. What a step
-    needs is left alone.
+    needs is left alone; where it is a quarter, the last quarter of the free memory is too, whoever takes the
+    rest: several runs may begin at a time.
     """
-    loaders = [loader for loader in (job.train, job.val) if loader is not None and loader.mode != "memory"]
+    loaders = streaming(job)
     count = sum(len(loader.split) for loader in loaders)
     if not count:
         return
+    spare = 0
     if job.recipe.cache is not None:
         room = int(job.recipe.cache * GIB)
     else:
         free = free_memory()
-        room = max(0, min(free // 4, free * 9 // 10 - _beside(job)))
+        room, spare = max(0, min(free // 4, free * 9 // 10 - _beside(job))), free // 4
     for loader in loaders:
-        loader.keep(room * len(loader.split) // (count * job.place.world))
+        loader.keep(room * len(loader.split) // (count * job.place.world), spare)
+
+
+def streaming(job: Job) -> list[Loader]:
+    """The loaders that read their images from files in every epoch."""
+    return [loader for loader in (job.train, job.val) if loader is not None and loader.mode != "memory"]
 
 
 def _beside(job: Job) -> int:
