@@ -13,6 +13,7 @@ import pytest
 from striate.core.errors import StriateError
 from striate.data.loaders import Batch, Loader
 from striate.data.samples import Dataset, Split
+from striate.images.draw import save
 from striate.studies.job import JobResult
 from striate.studies.repeats import Repeats, train_repeats
 from striate.train.recipe import Recipe
@@ -76,10 +77,25 @@ def test_what_is_done_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.M
     assert repeat(squares("train", "test"), tmp_path, resume=True) == first
 
 
-def test_without_images_to_score_by_the_first_run_is_the_last(tmp_path: Path) -> None:
+def test_without_images_to_score_by_nothing_is_trained(tmp_path: Path) -> None:
     with pytest.raises(StriateError, match="neither test nor validation images to score by; give --val"):
         repeat(squares("train"), tmp_path)
-    assert not (tmp_path / "seed-4").exists()
+    assert not (tmp_path / "seed-3").exists()
+
+
+def test_splits_that_each_seed_draws_are_told(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for k in range(20):
+            save(tmp_path / "data" / name / f"{k}.png", rng.integers(0, 256, (28, 28, 3), dtype=np.uint8))
+    for given, drawn in (("data", True), ("train=data,test=data", False)):
+        spec = given.replace("data", str(tmp_path / "data"))
+        out = tmp_path / str(drawn)
+        found = train_repeats(spec, QUICK.with_(val=0.0), repeats=2, out=out, progress=False, report=False)
+        assert isinstance(found, Repeats)
+        assert found.redrawn is drawn
+        assert found.lines()[-1].endswith("drawn anew by each seed") is drawn
 
 
 def test_processes_that_do_not_test_have_no_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from striate.core.errors import StriateError
 from striate.core.results import Result
+from striate.core.runs import SPLITS
 from striate.data.samples import Dataset
 from striate.studies.job import JobResult, train_and_report
+from striate.train import session
 from striate.train.recipe import Recipe
 
 
@@ -19,7 +21,8 @@ class Repeats(Result):
     """Several runs that differ in their seed only: main score of each, their mean and standard deviation.
 
     Scores, 0 to 1, are those of the test images, or of the validation images where there are no others, as
-    `split` says. `sd` is that of a sample (n - 1); None for a single run.
+    `split` says; redrawn: of other images for each seed, where the data come without splits, which are drawn
+    by the seed, too. `sd` is that of a sample (n - 1); None for a single run.
     """
 
     ROWS = ("seeds", "scores", "folders")  # type: tuple[str, ...]
@@ -32,6 +35,7 @@ class Repeats(Result):
     seeds: tuple[int, ...]
     scores: tuple[float, ...]
     folders: tuple[str, ...]
+    redrawn: bool = False
 
     def lines(self) -> list[str]:
         """One line a run, and the mean with its spread."""
@@ -41,7 +45,8 @@ class Repeats(Result):
         ]
         spread = "" if self.sd is None else f" ± {100 * self.sd:.2f} (sd of {len(self.scores)} seeds)"
         mean = f"mean {self.main_name} {100 * self.mean:.2f}{spread} %"
-        return [*rows, f"{mean} on {self.n:,} {self.split} images"]
+        drawn = ", drawn anew by each seed" if self.redrawn else ""
+        return [*rows, f"{mean} on {self.n:,} {self.split} images{drawn}"]
 
 
 def train_repeats(
@@ -64,6 +69,11 @@ def train_repeats(
     """
     if repeats < 1:
         raise StriateError(f"repeats is {repeats}", allowed="at least 1")
+    dataset = data if isinstance(data, Dataset) else session.open_asked(data, recipe)
+    if not any(len(dataset.splits.get(name, ())) for name in ("test", "val")):
+        raise StriateError(
+            f"{dataset.name!r} has neither test nor validation images to score by", hint="give --val 0.1"
+        )
     found: list[JobResult] = []
     for seed in range(recipe.seed, recipe.seed + repeats):
         folder = Path(out) / f"seed-{seed}"
@@ -72,10 +82,6 @@ def train_repeats(
                 data, recipe.with_(seed=seed), out=folder, resume=resume, progress=progress, report=report
             )
         )
-        if int(os.environ.get("RANK", "0")) == 0 and found[-1].main is None:
-            raise StriateError(
-                f"{str(folder)!r} has neither test nor validation images to score by", hint="give --val 0.1"
-            )
     scores = tuple(result.main for result in found if result.main is not None)
     if not scores:
         return found[-1]
@@ -84,6 +90,7 @@ def train_repeats(
         sd=statistics.stdev(scores) if len(scores) > 1 else None,
         seeds=tuple(range(recipe.seed, recipe.seed + repeats)), scores=scores,
         folders=tuple(str(each.run) for each in found),
+        redrawn=len({(each.run / SPLITS).read_bytes() for each in found}) > 1,
     )  # fmt: skip
     result.save(Path(out) / "repeats.json")
     return result

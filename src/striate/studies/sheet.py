@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from striate.core.errors import StriateError
 from striate.core.results import Result
-from striate.data.formats import open_data
 from striate.images import draw
 from striate.train.devices import Place
 from striate.train.recipe import Recipe
+from striate.train.session import open_asked
 from striate.train.setup import fit_preprocess, settle, training_loader, training_splits
 
 if TYPE_CHECKING:
@@ -76,11 +76,7 @@ def show_augmented(
         if not isinstance(value, int) or not 1 <= value <= 100:
             raise StriateError(f"{name} is {value!r}", allowed="1 to 100")
     asked = Recipe(workers=0).with_(**changes)
-    dataset = (
-        open_data(data, val=asked.val, test=asked.test, seed=asked.seed, label_column=asked.label_column)
-        if isinstance(data, (str, os.PathLike))
-        else data
-    )
+    dataset = open_asked(data, asked) if isinstance(data, (str, os.PathLike)) else data
     train, _ = training_splits(dataset, asked)
     recipe = settle(asked, dataset, len(train))
     preprocess = fit_preprocess(recipe, train)

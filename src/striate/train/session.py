@@ -192,17 +192,21 @@ def open_set(data: Any, start: Start) -> Dataset:
     else:
         splits = start.folder / SPLITS
         kept = splits if start.written is not None and splits.exists() else None
-        asked = start.asked
-        dataset = open_data(
-            spec(data, start), val=asked.val, test=asked.test, seed=asked.seed, split_file=kept,
-            contiguous=asked.contiguous, label_column=asked.label_column,
-        )  # fmt: skip
+        dataset = open_asked(spec(data, start), start.asked, kept)
     if start.written is not None and dataset.digest() != start.written["data"]["digest"]:
         raise StriateError(
             f"the data {dataset.name!r} are not those that {str(start.folder)!r} was started with",
             hint="give the same images, labels and splits, or start a new run with --out",
         )
     return dataset
+
+
+def open_asked(spec: str | os.PathLike[str], asked: Recipe, split_file: Path | None = None) -> Dataset:
+    """The data set with the splits that a recipe draws, or those of a file; raises as `open_data`."""
+    return open_data(
+        spec, val=asked.val, test=asked.test, seed=asked.seed, split_file=split_file,
+        contiguous=asked.contiguous, label_column=asked.label_column,
+    )  # fmt: skip
 
 
 def where(data: Any, wanted: Recipe, named: Collection[str] | None, out: Any, resume: Any) -> tuple[str, str]:
