@@ -194,7 +194,7 @@ def run(folder: Path, args: argparse.Namespace) -> None:
             )  # fmt: skip
     makers: dict[str, Any] = {
         "pillow": pillow, "simplejpeg": full_simplejpeg, "opencv": opencv, "opencv-aliased": aliased,
-        "kept": Keeping(),
+        "kept": Keeping,
     }  # fmt: skip
     try:
         makers["albumentations"] = Albumentations()
@@ -202,9 +202,12 @@ def run(folder: Path, args: argparse.Namespace) -> None:
         load.say(figure="note", text="albumentations is not installed")
     sides: dict[str, Callable[[int], Iterator[Any]]] = {name: side.batches for name, side in ours.items()}
     for name, make in makers.items():
-        views = Views(photos, pipeline, len(split), make)
+        # What keeps pictures is made for threads and processes apart: a forked one has what was there before.
+        views, theirs = (
+            Views(photos, pipeline, len(split), make() if isinstance(make, type) else make) for _ in range(2)
+        )
         source = DataLoader(
-            views, batch_size=BATCH, shuffle=True, drop_last=True, num_workers=args.workers,
+            theirs, batch_size=BATCH, shuffle=True, drop_last=True, num_workers=args.workers,
             persistent_workers=True, worker_init_fn=started,
         )  # fmt: skip
         sides[f"{name}, threads"] = lambda _, views=views: in_threads(views, args.workers)

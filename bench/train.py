@@ -166,7 +166,7 @@ def measure(net: str, given: argparse.Namespace) -> dict[str, Any]:
             for v, rate in found.items():
                 rates[v].append(rate)
             ratios.append(found["striate"] / max(rate for v, rate in found.items() if v in HAND))
-            for v in half:
+            for v in (v for v in half if v in found):
                 halves.setdefault(v, []).append(found[v] / found["striate"])
         peaks.append(workers["peak"].ask(do="go"))
     finally:

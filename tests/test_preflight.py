@@ -17,6 +17,7 @@ from striate.core.errors import StriateError
 from striate.core.settings import from_dict
 from striate.train import preflight as module
 from striate.train import room
+from striate.train.devices import Place
 from striate.train.fit import fit
 from striate.train.idle import idle_settings
 from striate.train.preflight import preflight
@@ -154,8 +155,15 @@ def test_memory_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert room.memory_warnings(job) == []
     job.recipe = job.recipe.with_(cache=64)
     assert room.memory_warnings(job) == ["decoded images may take 64 GiB and 70.0 are left: lower --cache"]
+    monkeypatch.setattr(room, "free_memory", lambda: None)
+    assert room.memory_warnings(job) == []
+    monkeypatch.setattr(room, "free_memory", lambda: 80 << 30)
     monkeypatch.setattr(room, "streaming", lambda job: [])
     assert room.memory_warnings(job) == []
+    # Each process of a run takes its steps.
+    job.place = Place(torch.device("cpu"), 0, 8)
+    (warning,) = room.memory_warnings(job)
+    assert "a step needs about 80.0 GiB and 80.0 are free" in warning
 
 
 def test_bytes_of_a_checkpoint() -> None:

@@ -92,7 +92,7 @@ def test_splits_that_each_seed_draws_are_told(tmp_path: Path) -> None:
     for given, drawn in (("data", True), ("train=data,test=data", False)):
         spec = given.replace("data", str(tmp_path / "data"))
         out = tmp_path / str(drawn)
-        found = train_repeats(spec, QUICK.with_(val=0.0), repeats=2, out=out, progress=False, report=False)
+        found = train_repeats(spec, QUICK, repeats=2, out=out, progress=False, report=False)
         assert isinstance(found, Repeats)
         assert found.redrawn is drawn
         assert found.lines()[-1].endswith("drawn anew by each seed") is drawn

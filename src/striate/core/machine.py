@@ -40,8 +40,8 @@ def check_threads(count: int | None, name: str = "threads") -> int:
     return count
 
 
-def free_memory() -> int:
-    """Bytes of memory that can still be had: of the machine, and of the control groups; 0 where unknown."""
+def free_memory() -> int | None:
+    """Bytes of memory that can still be had: of the machine and the control groups; None where unknown."""
     found = []
     with contextlib.suppress(OSError, ValueError, AttributeError):
         found.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -53,7 +53,7 @@ def free_memory() -> int:
             _, kinds, path = line.split(":", 2)
             if not kinds or "memory" in kinds.split(","):
                 found += _group_memory(_GROUPS / kinds, path.strip("/"), *_LIMITS[bool(kinds)])
-    return max(0, min(found, default=0))
+    return max(0, min(found)) if found else None
 
 
 _PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import threading
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,20 +24,31 @@ LOOK_EVERY = 64 << 20
 """Bytes after whose growth the free memory is looked at again."""
 
 
+class Entry(NamedTuple):
+    """One picture that is kept: its share for each byte, its share, its bytes, and which it is."""
+
+    worth: float
+    share: float
+    taken: int
+    row: int
+    n: int
+
+
 class Kept:
     """Whole pictures by row and reduction, `most` bytes of them, from a pool of so many rows.
 
     A random order asks for every picture once an epoch, so none is the likelier to be asked for: to make
-    room for its like is to miss another. What decides is the share of the views that a picture in this
-    size serves, for each byte that it takes: one that serves more takes the place of those that serve least.
-    spare: bytes of the machine's memory that are left free, whoever takes the rest.
+    room for its like is to miss another. What counts is the share of its views that a picture in this size
+    serves. Those with the smallest share for their bytes make room for one that serves more than they do
+    together, or as much in fewer bytes; so what is kept comes to rest. spare: bytes of the machine's memory
+    that are left free, whoever takes the rest.
     """
 
     def __init__(self, most: int, rows: int = 0, spare: int = 0) -> None:
         self.most, self.spare = most, spare
         self.bytes = 0
         self._pictures: dict[tuple[int, int], Bytes] = {}
-        self._least: list[tuple[float, int, int]] = []  # a heap of (share by byte, row, n)
+        self._least: list[Entry] = []  # a heap
         self._sides = np.full((rows if most > 0 else 0, 2), -1, dtype=np.int32)
         self._looked = 0
         self._lock = threading.Lock()
@@ -64,35 +76,49 @@ class Kept:
 
     def wants(self, pixels: int, share: float) -> bool:
         """Whether a picture of so many bytes, which serves this share of its views, would be kept."""
-        taken = pixels + OVERHEAD
-        if share < LEAST_SHARE or taken > self.most:
-            return False
-        if self.bytes + taken <= self.most:
-            return True
-        return any(least < share / taken for least, _, _ in self._least[:1])
+        with self._lock:
+            leaving = self._making_room(pixels + OVERHEAD, share)
+            for entry in leaving or ():
+                heapq.heappush(self._least, entry)
+            return leaving is not None
 
     def add(self, row: int, n: int, sides: Sides, pixels: Bytes, share: float) -> None:
-        """Keep a whole picture at 1/n of its size, if there is room or it serves better than what is here."""
+        """Keep a whole picture at 1/n of its size, if there is room or it serves more than what leaves."""
         if self.most <= 0:
             return
         with self._lock:
             self._sides[row] = sides
-            if (row, n) in self._pictures or not self.wants(pixels.nbytes, share):
-                return
             taken = pixels.nbytes + OVERHEAD
-            while self.bytes + taken > self.most:
-                if not self._least or self._least[0][0] >= share / taken:
-                    return
-                _, *key = heapq.heappop(self._least)
-                self.bytes -= self._pictures.pop((key[0], key[1])).nbytes + OVERHEAD
+            leaving = None if (row, n) in self._pictures else self._making_room(taken, share)
+            if leaving is None:
+                return
+            for entry in leaving:
+                self.bytes -= self._pictures.pop((entry.row, entry.n)).nbytes + OVERHEAD
             self.bytes += taken
             self._pictures[row, n] = pixels
-            heapq.heappush(self._least, (share / taken, row, n))
+            heapq.heappush(self._least, Entry(share / taken, share, taken, row, n))
             self._look()
+
+    def _making_room(self, taken: int, share: float) -> list[Entry] | None:
+        """Those that leave for one of so many bytes, off the heap; None, with all on it, if it stays out."""
+        if share < LEAST_SHARE or taken > self.most:
+            return None
+        leaving: list[Entry] = []
+        free, lost = self.most - self.bytes, 0.0
+        while free < taken and lost < share:
+            leaving.append(heapq.heappop(self._least))
+            free, lost = free + leaving[-1].taken, lost + leaving[-1].share
+        fewer = lost == share and sum(entry.taken for entry in leaving) > taken
+        if free >= taken and (lost < share or fewer):
+            return leaving
+        for entry in leaving:
+            heapq.heappush(self._least, entry)
+        return None
 
     def _look(self) -> None:
         """Stop growing where others have taken the memory meanwhile."""
         if self.spare and self.bytes - self._looked >= LOOK_EVERY:
             self._looked = self.bytes
-            if 0 < free_memory() < self.spare:
+            free = free_memory()
+            if free is not None and free < self.spare:
                 self.most = self.bytes

@@ -61,6 +61,10 @@ class Reader:
         self._sound = np.zeros(len(split), dtype=np.bool_)
         self._order: tuple[int, Integers] = (-1, np.arange(len(split)))
 
+    def __getstate__(self) -> dict[str, object]:
+        # What views ask for are functions, which cannot be sent; they are found again.
+        return {name: value for name, value in vars(self).items() if name != "_asked"}
+
     def order(self, epoch: int) -> Integers:
         """The sample numbers in the order of this epoch: random in training, the data's own in testing."""
         if not self.train:

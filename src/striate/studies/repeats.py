@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 from dataclasses import dataclass
@@ -82,15 +83,24 @@ def train_repeats(
                 data, recipe.with_(seed=seed), out=folder, resume=resume, progress=progress, report=report
             )
         )
-    scores = tuple(result.main for result in found if result.main is not None)
-    if not scores:
+    if int(os.environ.get("RANK", "0")) != 0:
         return found[-1]
+    for each in found:
+        if each.main is None:
+            raise StriateError(f"{str(each.run)!r} could not be tested", hint="see its report")
+    scores = tuple(result.main for result in found if result.main is not None)
     result = Repeats(
         main_name=found[0].main_name, split=found[0].split, n=found[0].n, mean=statistics.fmean(scores),
         sd=statistics.stdev(scores) if len(scores) > 1 else None,
         seeds=tuple(range(recipe.seed, recipe.seed + repeats)), scores=scores,
         folders=tuple(str(each.run) for each in found),
-        redrawn=len({(each.run / SPLITS).read_bytes() for each in found}) > 1,
+        redrawn=len({_names(each) for each in found}) > 1,
     )  # fmt: skip
     result.save(Path(out) / "repeats.json")
     return result
+
+
+def _names(result: JobResult) -> tuple[str, ...]:
+    """The images that a run was tested on."""
+    splits = json.loads((result.run / SPLITS).read_text("utf-8"))["splits"]
+    return tuple(splits[result.split])

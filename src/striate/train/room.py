@@ -43,25 +43,23 @@ def step_bytes(job: Job) -> int | None:
     return 4 * weights + activations * (job.recipe.batch or 1) // job.place.world
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Free memory of the device; None where it does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return (free_memory() or None) if device.type == "cpu" else None
-
-
 def memory_warnings(job: Job) -> list[str]:
     """A warning where a step, or `cache` beside it, is likely to need more memory than there is."""
-    recipe, free = job.recipe, free_bytes(job.place.device)
-    need = step_bytes(job)
-    if need is not None and free is not None and need >= 0.9 * free:
+    recipe, device = job.recipe, job.place.device
+    own = int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+    free, need = free_memory(), step_bytes(job)
+    if device.type == "cpu" and need is not None:
+        own, need = free, need * job.place.world
+    if need is not None and own is not None and need >= 0.9 * own:
         return [
-            f"a step needs about {need / GIB:.1f} GiB and {free / GIB:.1f} are free:"
+            f"a step needs about {need / GIB:.1f} GiB and {own / GIB:.1f} are free:"
             f" lower --batch and raise --accumulate, for instance --batch {max(1, (recipe.batch or 2) // 2)}"
             f" --accumulate {2 * recipe.accumulate}"
         ]
-    left = free_memory() - _beside(job)
-    if not recipe.cache or not streaming(job) or left <= 0 or recipe.cache * GIB < 0.9 * left:
+    if not recipe.cache or not streaming(job) or free is None:
+        return []
+    left = free - (need or 0 if device.type == "cpu" else 0)
+    if recipe.cache * GIB < 0.9 * left:
         return []
     return [f"decoded images may take {recipe.cache:g} GiB and {left / GIB:.1f} are left: lower --cache"]
 
@@ -70,8 +68,9 @@ def keep_pictures(job: Job) -> None:
     """Give the loaders their room for decoded pictures: `cache` GiB, or a quarter of the free memory.
 
     Training and validation share it by their numbers of images, and so do the processes of a run. What a step
-    needs is left alone; where it is a quarter, the last quarter of the free memory is too, whoever takes the
-    rest: several runs may begin at a time.
+    needs is left alone; so is, where it is a quarter, the last tenth of the free memory, whoever takes the
+    rest: several runs may begin at a time. Where the system does not tell what is free, nothing is kept
+    unless `cache` says so.
     """
     loaders = streaming(job)
     count = sum(len(loader.split) for loader in loaders)
@@ -81,17 +80,20 @@ def keep_pictures(job: Job) -> None:
     if job.recipe.cache is not None:
         room = int(job.recipe.cache * GIB)
     else:
-        free = free_memory()
-        room, spare = max(0, min(free // 4, free * 9 // 10 - _beside(job))), free // 4
+        free = free_memory() or 0
+        need = (step_bytes(job) or 0) * job.place.world if job.place.device.type == "cpu" else 0
+        spare = free // 10
+        room = max(0, min(free // 4, free - spare - need))
     for loader in loaders:
         loader.keep(room * len(loader.split) // (count * job.place.world), spare)
 
 
 def streaming(job: Job) -> list[Loader]:
-    """The loaders that read their images from files in every epoch."""
-    return [loader for loader in (job.train, job.val) if loader is not None and loader.mode != "memory"]
+    """The loaders that decode their images anew in every epoch."""
+    found = [loader for loader in (job.train, job.val) if loader is not None]
+    return [loader for loader in found if loader.mode != "memory" and loader.split.pool.pictures is None]
 
 
-def _beside(job: Job) -> int:
-    """Bytes of the machine's memory that the steps of all processes need."""
-    return (step_bytes(job) or 0) * job.place.world if job.place.device.type == "cpu" else 0
+def told(room: int) -> str:
+    """Bytes of room in words: "1.5 GiB", "20 MiB"."""
+    return f"{room / GIB:.1f} GiB" if room >= GIB else f"{room / (1 << 20):.0f} MiB"

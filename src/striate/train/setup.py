@@ -30,7 +30,7 @@ from striate.train.optimize import OPTIMIZERS, build_optimizer
 from striate.train.penalties import make_penalty
 from striate.train.recipe import Recipe, auto_augment, auto_batch, auto_net, auto_rate, auto_size
 from striate.train.resizing import check_steps
-from striate.train.room import keep_pictures
+from striate.train.room import keep_pictures, told
 from striate.train.schedules import SCHEDULES, Plan
 from striate.train.whiten import whiten
 from striate.train.wrapping import check_wrapping
@@ -60,12 +60,12 @@ class Setup:
         weights = sum(parameter.numel() for parameter in job.net.parameters())
         train, val = (len(self.dataset.splits.get(name, ())) for name in ("train", "val"))
         loaders = [loader for loader in (job.train, job.val) if loader is not None]
-        kept = sum(loader.room for loader in loaders) / (1 << 30)
+        kept = sum(loader.room for loader in loaders)
         return (
             f"{recipe.net}, {weights:,} parameters, input {recipe.size};"
             f" {train:,} images to train, {val:,} to validate; batch {recipe.batch}, {recipe.augment};"
             f" {recipe.optimizer} lr {recipe.lr:.3g}, {recipe.schedule}"
-            + (f"; up to {kept:.1f} GiB of decoded images kept in memory" if kept else "")
+            + (f"; up to {told(kept)} of decoded images kept in memory" if kept else "")
         )
 
 
