@@ -219,13 +219,14 @@ def test_of_several_processes_only_the_first_speaks(
 @pytest.mark.parametrize(
     ("flag", "value", "part"),
     [
-        ("--lr", "fast", "--lr: expected a number or none. Got value: fast"),
+        ("--lr", "fast", "--lr: expected a number or null. Got value: fast"),
+        ("--cache", "none", "--cache: expected a number or null. Got value: none"),
         ("--lr", ".nan", "lr is nan"),
         ("--milestones", "0.5", "--milestones: expected numbers such as [2, 3]. Got value: 0.5"),
         ("--task", "segmentation", "whose annotations are for 'classification'"),
         ("--task", "segmentations", "did you mean 'segmentation'"),
         ("--repeats", "0", "repeats is 0; allowed: at least 1"),
-        ("--size", "big", "a whole number or numbers such as [2, 3] or none. Got value: big"),
+        ("--size", "big", "a whole number or numbers such as [2, 3] or null. Got value: big"),
         ("--config", "photos", "--config: "),
     ],
 )

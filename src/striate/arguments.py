@@ -175,7 +175,7 @@ def _plain_types(text: str) -> str:
     text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")
     several = re.search(r"Union subtypes.*?Errors: - (.*) Given value type: \w+ Given value: (.*)", text)
     if several:
-        wanted = several.group(1).replace("Expected a NoneType", "none").split(" - ")
+        wanted = several.group(1).replace("Expected a NoneType", "null").split(" - ")
         text = f"{' or '.join(wanted)}. Got value: {several.group(2)}"
     text = text.replace("Expected a int", "expected a whole number").replace(
         "Expected a float", "expected a number"
