@@ -109,6 +109,11 @@ def finish_run(run: Run, data: Any = None, *, report: bool = True) -> JobResult:
     return _result(run, tested, path)
 
 
+def split_to_test(data: Dataset) -> str | None:
+    """The split that a run is tested on: the test images, else the validation images; None without either."""
+    return next((name for name in ("test", "val") if len(data.splits.get(name, ()))), None)
+
+
 def train_verb(
     data: str | None, recipe: Recipe, *, out: str | None = None, resume: bool | str = False, repeats: int = 1,
     dry_run: bool = False, range_test: bool = False, report: bool = True,
@@ -219,7 +224,7 @@ class _Job:
     def _measured(self) -> dict[str, Any] | None:
         if self.data is None:
             return None
-        split = next((name for name in ("test", "val") if len(self.data.splits.get(name, ()))), None)
+        split = split_to_test(self.data)
         if split is None:
             self.notices.append("There are neither test nor validation images: nothing was measured.")
             return None

@@ -12,7 +12,7 @@ from striate.core.errors import StriateError
 from striate.core.results import Result
 from striate.core.runs import SPLITS
 from striate.data.samples import Dataset
-from striate.studies.job import JobResult, train_and_report
+from striate.studies.job import JobResult, split_to_test, train_and_report
 from striate.train import session
 from striate.train.recipe import Recipe
 
@@ -71,7 +71,7 @@ def train_repeats(
     if repeats < 1:
         raise StriateError(f"repeats is {repeats}", allowed="at least 1")
     dataset = data if isinstance(data, Dataset) else session.open_asked(data, recipe)
-    if not any(len(dataset.splits.get(name, ())) for name in ("test", "val")):
+    if split_to_test(dataset) is None:
         raise StriateError(
             f"{dataset.name!r} has neither test nor validation images to score by", hint="give --val 0.1"
         )
