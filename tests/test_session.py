@@ -80,6 +80,8 @@ def test_without_validation_images(tmp_path: Path) -> None:
     for wrong in ({"patience": 2}, {"schedule": "plateau"}):
         with pytest.raises(StriateError, match="needs validation images"):
             session.train(data, net="linear", out=tmp_path / "other", **(FEW | {"val": 0.0} | wrong))
+    with pytest.raises(StriateError, match="leaves no trained net"):
+        session.train(data, net="linear", out=tmp_path / "other", **(FEW | {"schedule": "range-test"}))
     assert not (tmp_path / "other").exists()
 
 

@@ -127,6 +127,12 @@ def test_a_rehearsal_writes_nothing(folder: Path, tmp_path: Path) -> None:
     told = job.train_verb(str(folder), QUICK, out=str(tmp_path / "run"), dry_run=True)
     assert told.lines()[-1].startswith("dry run")
     assert not (tmp_path / "run").exists()
+    assert job.train_verb(str(folder), QUICK, out=str(tmp_path / "run"), dry_run=True, repeats=2).lines()
+    bare = {"data": "train=" + str(folder), "recipe": QUICK.with_(val=0.0), "dry_run": True}
+    with pytest.raises(StriateError, match="neither test nor validation images"):
+        job.train_verb(**bare, repeats=2)
+    with pytest.raises(StriateError, match="a dry run takes no resume"):
+        job.train_verb(str(folder), QUICK, resume=True, dry_run=True)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,8 @@ def test_table_errors(tmp_path: Path) -> None:
     assert "3 of 4 images" in told("path,label\n0.png,a\nx.png,b\ny.png,b\nz.png,b")
     assert "0.png' is in the table" in told("path,label\n0.png,a\n0.png,b")
     assert "did you mean 'kind'" in told("path,label,kind\n0.png,a,b", label_column="kid")
+    classes = write(tmp_path / "folder", {f"{name}/{i}.png": png(i) for name in "ab" for i in range(3)})
+    assert "are not from a table" in problem(classes, label_column="kind")
     (root / "t.csv").write_text("path,label\n0.png,a\n1.png,b\n2.png,b\n2.png,b\nnone.png,a")
     data = open_data(root / "t.csv", test=1)
     assert len(data) == 3

@@ -37,7 +37,8 @@ class Raw:
     """What a format finds: all images in one pool, and the splits that the data come with (or `all`).
 
     targets: by row of the pool, as in `Split`, or None. ordered: neighbouring images look alike (slices,
-    frames), so that a random split would leak. problems: errors that a lenient opening passes over.
+    frames), so that a random split would leak. problems: errors that a lenient opening passes over. columns:
+    labels are from columns of a table.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Raw:
     notes: list[str] = field(default_factory=list)
     problems: list[StriateError] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
+    columns: bool = False
 
     def split(self, name: str, rows: Integers) -> Split:
         """The images at these rows of the pool as a split."""
@@ -103,6 +105,11 @@ def open_data(
         # As a path it would be the current folder: a variable of a script that is not set.
         raise StriateError("no data given", hint="give a folder of images, an archive, a .csv or a name")
     raw = _resolve(text, options)
+    if label_column is not None and not raw.columns:
+        raise StriateError(
+            f"label_column is {label_column!r}, but the labels of {text!r} are not from a table",
+            hint="leave it out, or give a .csv or .tsv",
+        )
     if strict and raw.problems:
         raise raw.problems[0]
     names = raw.pool.names
@@ -309,6 +316,7 @@ def _joined(paths: dict[str, str], options: Options, opened: Raw | None = None) 
         notes,
         first.problems,
         [item for raw in raws.values() for item in raw.bad],
+        any(raw.columns for raw in raws.values()),
     )
 
 

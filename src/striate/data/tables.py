@@ -69,6 +69,7 @@ class Table:
             notes=notes,
             problems=problems,
             bad=bad,
+            columns=True,
         )
 
 

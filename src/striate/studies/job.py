@@ -136,11 +136,17 @@ def train_verb(
         )
     if data is None and (dry_run or range_test or repeats != 1):
         raise StriateError("no data given", hint="give a folder of images, an archive, a .csv or a name")
+    from striate.studies.repeats import check_repeats, train_repeats
+
     if repeats < 1:
         raise StriateError(f"repeats is {repeats}", allowed="at least 1")
     if range_test and (repeats != 1 or resume):
         raise StriateError("a range test takes neither repeats nor resume", hint="leave them out")
     if dry_run:
+        if resume:
+            raise StriateError("a dry run takes no resume", hint="leave out one of them")
+        if repeats != 1:
+            check_repeats(data or "", recipe, repeats)
         return Rehearsal(tuple(session.rehearse(data or "", recipe, out=out)))
     if range_test:
         from striate.train import range_test as rates
@@ -158,8 +164,6 @@ def train_verb(
     folder = out or (
         resume if isinstance(resume, str) else str(session.find_folder(data, recipe, None, False))
     )
-    from striate.studies.repeats import train_repeats
-
     return train_repeats(data, recipe, repeats=repeats, out=folder, resume=bool(resume), report=report)
 
 

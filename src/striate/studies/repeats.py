@@ -50,6 +50,21 @@ class Repeats(Result):
         return [*rows, f"{mean} on {self.n:,} {self.split} images{drawn}"]
 
 
+def check_repeats(data: str | os.PathLike[str] | Dataset, recipe: Recipe, repeats: int) -> None:
+    """There is at least one run, and something to score each by.
+
+    Raises:
+        StriateError: there is not, or the data cannot be opened.
+    """
+    if repeats < 1:
+        raise StriateError(f"repeats is {repeats}", allowed="at least 1")
+    dataset = data if isinstance(data, Dataset) else session.open_asked(data, recipe)
+    if split_to_test(dataset) is None:
+        raise StriateError(
+            f"{dataset.name!r} has neither test nor validation images to score by", hint="give --val 0.1"
+        )
+
+
 def train_repeats(
     data: str | os.PathLike[str] | Dataset,
     recipe: Recipe,
@@ -68,13 +83,7 @@ def train_repeats(
     Raises:
         StriateError: as `train_and_report`; fewer than one repeat; no images to score by.
     """
-    if repeats < 1:
-        raise StriateError(f"repeats is {repeats}", allowed="at least 1")
-    dataset = data if isinstance(data, Dataset) else session.open_asked(data, recipe)
-    if split_to_test(dataset) is None:
-        raise StriateError(
-            f"{dataset.name!r} has neither test nor validation images to score by", hint="give --val 0.1"
-        )
+    check_repeats(data, recipe, repeats)
     found: list[JobResult] = []
     for seed in range(recipe.seed, recipe.seed + repeats):
         folder = Path(out) / f"seed-{seed}"

@@ -179,7 +179,7 @@ def swa(step: int, plan: Plan, scores: Sequence[float]) -> float:
     return rising(step, plan) * between(plan.floor, 1.0 - down)
 
 
-@SCHEDULES.register("range-test")
+@SCHEDULES.register("range-test", trains=False)
 def range_test(step: int, plan: Plan, scores: Sequence[float]) -> float:
     """From `floor` (1e-6 unless given) to the rate by equal factors: the learning-rate range test's.
 

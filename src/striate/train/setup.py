@@ -80,7 +80,14 @@ def check_names(recipe: Recipe) -> None:
     if recipe.net != "auto":
         check_options(recipe.net, recipe.net_options)
     OPTIMIZERS.entry(recipe.optimizer)
-    needs_scores = SCHEDULES.entry(recipe.schedule).capabilities.get("needs_scores", False)
+    schedule = SCHEDULES.entry(recipe.schedule)
+    if not schedule.capabilities.get("trains", True):
+        raise StriateError(
+            f"schedule {recipe.schedule!r} ends at its highest rate and leaves no trained net",
+            allowed=[entry.name for entry in SCHEDULES if entry.capabilities.get("trains", True)],
+            hint="look for a rate with --range_test",
+        )
+    needs_scores = schedule.capabilities.get("needs_scores", False)
     if recipe.augment != "auto":
         parse_augment(recipe.augment)
     if recipe.val == 0 and recipe.patience:
