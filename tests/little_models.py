@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from striate.data.preprocess import Preprocess
 from striate.model import Model
-from striate.nets.net import Net
+from striate.nets.net import Net, create_net
 from striate.tasks.classification import Classification, MultiLabel
 from striate.tasks.segmentation import Segmentation
 from striate.tasks.task import Task
@@ -49,6 +50,19 @@ def conv_model(task: str = "classification", *, channels: int = 3, seed: int = 0
     net.bn1.running_mean.normal_()
     net.bn1.running_var.uniform_(0.5, 2)
     return Model(net.eval(), kinds[task](CLASSES), preprocess((size, size), channels))
+
+
+def drawn_model(
+    seed: int, size: int = 8, classes: tuple[str, ...] = CLASSES, net: str = "linear", **how: Any
+) -> Model:
+    """A registered net with random weights, larger than drawn, whose posteriors are far from even."""
+    torch.manual_seed(seed)
+    made = create_net(net, len(classes), 3, size=size, **how)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(3)
+    preprocess = Preprocess(size=(size, size), resize="squash", mean=(0.3 + seed / 10,))
+    return Model(made.eval(), Classification(classes), preprocess, {"name": f"m{seed}"})
 
 
 def linear_model(weight: torch.Tensor, *, channels: int = 1, size: int = 2) -> Model:

@@ -1,8 +1,7 @@
-"""Ensembles: fusion against explicit means, hostile files, averaged weights, and what makes members."""
+"""Ensembles: fusion against explicit means, hostile files, and the verb."""
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,48 +9,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from little_models import CLASSES, conv_model, pictures
+from little_models import CLASSES, conv_model, drawn_model, pictures
 from striate import cli, modelfile
 from striate.core.errors import BadModelFile, StriateError
 from striate.data.preprocess import Preprocess
 from striate.data.samples import Dataset, Split
-from striate.ensemble import Ensemble, average_weights
+from striate.ensemble import Ensemble
 from striate.evaluate.compare import compare
 from striate.evaluate.evaluate import evaluate
 from striate.evaluate.paired import bootstrap as bootstrap_interval
 from striate.evaluate.paired import difference, mcnemar
 from striate.evaluate.robustness import robustness
 from striate.model import Model, load
-from striate.nets.averaging import average_states, estimate_norms
-from striate.nets.net import create_net
-from striate.studies.ensemble import ensemble, found_models
+from striate.studies.ensemble import found_models
 from striate.tasks.classification import Classification
 from striate.tasks.task import Task
-from striate.train.members import bootstrap, cycle_ends
-from striate.train.recipe import Recipe
-from striate.train.schedules import SCHEDULES, Plan
-from striate.train.session import train
 from striate.visualize.method import visualize
-
-
-def linear(
-    seed: int, size: int = 8, classes: tuple[str, ...] = CLASSES, net: str = "linear", **how: Any
-) -> Model:
-    torch.manual_seed(seed)
-    made = create_net(net, len(classes), 3, size=size, **how)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.mul_(3)
-    preprocess = Preprocess(size=(size, size), resize="squash", mean=(0.3 + seed / 10,))
-    return Model(made.eval(), Classification(classes), preprocess, {"name": f"m{seed}"})
 
 
 def mixed() -> Ensemble:
     """Members of three sizes and two nets, one with its classes in another order."""
     turned = (CLASSES[2], CLASSES[0], CLASSES[1])
-    return Ensemble([linear(0), linear(1, 6, turned), linear(2, 10, net="mlp")])
+    return Ensemble([drawn_model(0), drawn_model(1, 6, turned), drawn_model(2, 10, net="mlp")])
 
 
 def little_set(count: int = 30, kind: str = "classification") -> Dataset:
@@ -86,7 +66,7 @@ def test_predict_gives_the_mean_of_the_members_posteriors() -> None:
 
 
 def test_members_that_see_alike_may_be_given_views() -> None:
-    models = [linear(0), linear(1), linear(2)]
+    models = [drawn_model(0), drawn_model(1), drawn_model(2)]
     made = Ensemble(models)
     views = np.stack(pictures(5))
     mean = torch.stack([model.forward(views).softmax(1) for model in models]).mean(0)
@@ -150,7 +130,7 @@ def test_tables_and_corruptions_take_an_ensemble() -> None:
 
 
 def test_an_ensemble_beside_a_model_counts_by_its_members() -> None:
-    models, data = [linear(k) for k in range(3)], little_set(12)
+    models, data = [drawn_model(k) for k in range(3)], little_set(12)
     joined = compare([Ensemble(models[:2]), models[2]], data, ["center"])
     apart = compare(models, data, ["center"])
     assert joined.scores[-1].to_dict() == apart.scores[-1].to_dict()
@@ -176,14 +156,14 @@ def test_the_inside_of_an_ensemble_is_refused() -> None:
         with pytest.raises(StriateError, match="unknown member"):
             made.member(which)
     with pytest.raises(StriateError, match="only an ensemble"):
-        linear(0).member(1)
+        drawn_model(0).member(1)
 
 
 def test_models_that_do_not_fit_are_refused() -> None:
     with pytest.raises(StriateError, match="an ensemble of 1 model; allowed: 2 to 64"):
-        Ensemble([linear(0)])
+        Ensemble([drawn_model(0)])
     with pytest.raises(StriateError, match="different classes, such as 'cat'"):
-        Ensemble([linear(0), linear(1, 8, ("dark", "bright", "cat"))])
+        Ensemble([drawn_model(0), drawn_model(1, 8, ("dark", "bright", "cat"))])
     with pytest.raises(StriateError, match="one model does"):
         Ensemble([conv_model(), conv_model("multi-label")])
     with pytest.raises(StriateError, match="do not lie on each other"):
@@ -196,7 +176,7 @@ def test_models_that_do_not_fit_are_refused() -> None:
 def test_one_file_holds_all_and_comes_back(tmp_path: Path) -> None:
     made = mixed()
     split = Split.from_arrays("train", np.stack(pictures(40, 8, 8)), np.zeros(40, dtype=int))
-    white = linear(3)
+    white = drawn_model(3)
     white.preprocess = Preprocess.fit(split, 8, resize="squash", input="zca")
     made = Ensemble([*made.members, white], {"origin": "a test"})
     path = made.save(tmp_path / "e.safetensors")
@@ -217,7 +197,7 @@ def test_one_file_holds_all_and_comes_back(tmp_path: Path) -> None:
 
 
 def header_and_tensors(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    made = Ensemble([linear(0), linear(1)])
+    made = Ensemble([drawn_model(0), drawn_model(1)])
     made.save(path)
     header = modelfile.read_table(path)[1]
     assert header is not None
@@ -292,153 +272,6 @@ def test_tensors_of_no_member_are_refused(name: str, tmp_path: Path) -> None:
         load(modelfile.write(path, header, gone))
 
 
-# ---------------------------------------------------------------------- averaged weights
-
-
-def test_averaged_weights_are_the_mean_of_the_weights() -> None:
-    models = [linear(k) for k in range(3)]
-    for model in models:
-        model.preprocess = models[0].preprocess
-    made = average_weights(models)
-    for name, tensor in made.net.state_dict().items():
-        mean = sum(model.net.state_dict()[name].double() for model in models) / 3
-        torch.testing.assert_close(tensor.double(), mean, rtol=1e-6, atol=1e-7)
-    # A linear net: the mean of weights is the mean of logits.
-    views = np.stack(pictures(4))
-    logits = torch.stack([model.forward(views) for model in models]).mean(0)
-    torch.testing.assert_close(made.forward(views), logits)
-    before = copy.deepcopy(models[0].net.state_dict())
-    assert all(torch.equal(before[name], value) for name, value in models[0].net.state_dict().items())
-
-
-def test_whole_numbers_are_not_averaged() -> None:
-    states = [
-        {"count": torch.tensor(3), "w": torch.tensor([1.0])},
-        {"count": torch.tensor(8), "w": torch.tensor([4.0])},
-    ]
-    found = average_states(states)
-    assert found["count"] == 3
-    assert found["w"].tolist() == [2.5]
-
-
-def test_batch_norm_is_estimated_anew() -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(4, 2, 3),
-                        nn.BatchNorm2d(2, momentum=0.3)).eval()  # fmt: skip
-    batches = [torch.randn(5, 3, 9, 9) + k for k in range(3)]
-    first = [net[0](batch).detach() for batch in batches]
-    mean = torch.stack([x.mean((0, 2, 3)) for x in first]).mean(0)
-    variance = torch.stack([x.var((0, 2, 3)) for x in first]).mean(0)
-    assert estimate_norms(net, iter(batches)) == 3
-    torch.testing.assert_close(net[1].running_mean, mean)
-    torch.testing.assert_close(net[1].running_var, variance)
-    # The second norm sees what the first gives in training: each batch by its own statistics, no dropout.
-    normed = [
-        nn.functional.batch_norm(x, None, None, net[1].weight, net[1].bias, training=True) for x in first
-    ]
-    second = [net[4](torch.relu(x)) for x in normed]
-    torch.testing.assert_close(
-        net[5].running_mean, torch.stack([x.mean((0, 2, 3)) for x in second]).mean(0).detach()
-    )
-    assert net[5].momentum == 0.3
-    assert not any(module.training for module in net.modules())
-    with pytest.raises(StriateError, match="no training image"):
-        estimate_norms(net, [])
-    assert estimate_norms(nn.Sequential(nn.Linear(2, 2)), []) == 0
-
-
-def test_weights_without_an_average_are_refused() -> None:
-    with pytest.raises(StriateError, match="average of 1 model"):
-        average_weights([linear(0)])
-    with pytest.raises(StriateError, match="name 'linear' and 'mlp'"):
-        average_weights([linear(0), linear(1, net="mlp")])
-    with pytest.raises(StriateError, match="differ in preprocessing"):
-        average_weights([linear(0), linear(1)])
-    with pytest.raises(StriateError, match="wants training images"):
-        average_weights([conv_model(seed=0), conv_model(seed=1)])
-
-
-# ---------------------------------------------------------------------- what makes members
-
-
-@pytest.mark.parametrize("growth", [1.0, 2.0, 1.37])
-@pytest.mark.parametrize(("restarts", "warmup"), [(1, 0), (4, 0), (3, 7.5)])
-def test_cycles_end_where_the_rate_jumps_up(growth: float, restarts: int, warmup: float) -> None:
-    plan = Plan(steps=200, steps_per_epoch=10, warmup=warmup, restarts=restarts, growth=growth)
-    rates = [SCHEDULES.get("cosine")(step, plan, []) for step in range(200)]
-    jumps = [step for step in range(int(warmup) + 2, 200) if rates[step] > rates[step - 1]]
-    assert cycle_ends(plan) == (*jumps, 200)
-
-
-def colours(count: int = 48) -> Dataset:
-    draws = np.random.default_rng(0)
-    labels = np.arange(count) % 3
-    images = draws.integers(0, 90, (count, 8, 8, 3)) + 50 * labels[:, None, None, None]
-    parts = {
-        "train": slice(0, 2 * count // 3),
-        "val": slice(2 * count // 3, count - 8),
-        "test": slice(count - 8, count),
-    }
-    splits = [
-        Split.from_arrays(name, images[part].astype(np.uint8), labels[part]) for name, part in parts.items()
-    ]
-    return Dataset("colours", "classification", CLASSES, splits)
-
-
-def test_a_cyclic_run_keeps_the_model_of_each_cycle(tmp_path: Path) -> None:
-    recipe = Recipe(
-        net="linear", epochs=6, batch=8, schedule="cosine", restarts=2, snapshots=True, preflight=False
-    )
-    data = colours()
-    run = train(data, recipe, out=tmp_path / "run", progress=False)
-    files = sorted(file.name for file in (run.path / "snapshots").iterdir())
-    assert files == ["cycle-1.safetensors", "cycle-2.safetensors", "cycle-3.safetensors"]
-    last, final = load(run.path / "snapshots" / files[2]), load(run.path)
-    assert all(torch.equal(a, b) for a, b in zip(last.net.parameters(), final.net.parameters(), strict=True))
-    alone = train(
-        data, recipe.with_(epochs=2, restarts=0, snapshots=False), out=tmp_path / "2", progress=False
-    )
-    one = load(run.path / "snapshots" / files[0])
-    # The first cycle is a run of its own length.
-    for a, b in zip(one.net.parameters(), load(alone.path).net.parameters(), strict=True):
-        torch.testing.assert_close(a, b)
-    joined = ensemble([run.path], out=tmp_path / "e.safetensors", last=2)
-    assert joined.members == tuple(str(run.path / "snapshots" / name) for name in files[1:])
-    assert load(joined.path).names == ("cycle-2", "cycle-3")
-    with pytest.raises(StriateError, match="give --schedule cosine and --restarts"):
-        train(data, recipe.with_(restarts=0), out=tmp_path / "no", progress=False)
-
-
-def test_bootstrap_draws_with_replacement_by_the_seed() -> None:
-    count = 2000
-    split = Split.from_arrays("train", np.zeros((count, 2, 2, 3), np.uint8), np.arange(count))
-    drawn = bootstrap(split, 5)
-    assert len(drawn) == count
-    assert np.array_equal(drawn.targets, bootstrap(split, 5).targets)
-    assert not np.array_equal(drawn.targets, bootstrap(split, 6).targets)
-    # 1 - 1/e of the images, give or take.
-    assert abs(len(np.unique(drawn.targets)) / count - 0.632) < 0.02
-    assert np.bincount(np.bincount(drawn.targets, minlength=count))[:3] / count == pytest.approx(
-        [0.368, 0.368, 0.184], abs=0.03
-    )
-    assert [drawn.name_of(k) for k in range(5)] == [split.name_of(int(drawn.targets[k])) for k in range(5)]
-
-
-def test_bagged_nets_see_other_images(tmp_path: Path) -> None:
-    data = colours()
-    recipe = Recipe(net="linear", epochs=1, batch=8, augment="none", preflight=False, input="pixels")
-    runs = [
-        train(data, recipe.with_(bootstrap=True, seed=seed), out=tmp_path / f"seed-{seed}", progress=False)
-        for seed in (0, 1)
-    ]
-    means = [load(run.path).preprocess.mean for run in runs]
-    assert means[0] != means[1]
-    with pytest.raises(StriateError, match="is given without data"):
-        ensemble([tmp_path], out=tmp_path / "e.safetensors", split="val")
-    joined = ensemble([tmp_path], out=tmp_path / "e.safetensors", data=None)
-    assert load(joined.path).names == ("seed-0", "seed-1")
-
-
 # ---------------------------------------------------------------------- the verb
 
 
@@ -460,7 +293,7 @@ def test_the_paired_bootstrap_is_near_the_normal_interval() -> None:
 
 def test_a_folder_stands_for_its_models_in_order(tmp_path: Path) -> None:
     for number in (10, 9, 1):
-        linear(0).save(tmp_path / f"cycle-{number}.safetensors")
+        drawn_model(0).save(tmp_path / f"cycle-{number}.safetensors")
     assert [Path(one).stem for one in found_models([tmp_path])] == ["cycle-1", "cycle-9", "cycle-10"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(StriateError, match="no model in the folder"):
@@ -480,7 +313,7 @@ def test_the_verb_joins_and_tests(average: str, tmp_path: Path, capsys: pytest.C
             path.parent.mkdir(parents=True, exist_ok=True)
             image = pictures(1, 8, 8, seed=k)[0] // (1 + k % 2)
             Image.fromarray(image).save(path)
-    models = [linear(k, 32, CLASSES[:2], net="resnet20") for k in range(2)]
+    models = [drawn_model(k, 32, CLASSES[:2], net="resnet20") for k in range(2)]
     models[1].preprocess = models[0].preprocess
     files = [str(model.save(tmp_path / f"m{k}.safetensors")) for k, model in enumerate(models)]
     out = tmp_path / "joined.safetensors"
@@ -496,7 +329,7 @@ def test_the_verb_joins_and_tests(average: str, tmp_path: Path, capsys: pytest.C
 
 
 def test_the_verb_tells_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = str(linear(0).save(tmp_path / "m.safetensors"))
+    file = str(drawn_model(0).save(tmp_path / "m.safetensors"))
     assert cli.main(["ensemble", file, "--out", str(tmp_path / "e.safetensors")]) == 2
     assert "an ensemble of 1 model; allowed: 2 to 64" in capsys.readouterr().err
     assert cli.main(["ensemble", file, file, "--out", str(tmp_path / "e.pt")]) == 2
@@ -512,7 +345,7 @@ def test_the_verb_tells_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.main(["ensemble", file, file, "--protocol", "ten-crop"]) == 2
     assert "protocol 'ten-crop' is given without data; give --data" in capsys.readouterr().err
     for k in range(2):
-        net = linear(k, 32, net="resnet20")
+        net = drawn_model(k, 32, net="resnet20")
         net.preprocess = Preprocess(size=(32, 32))
         net.save(tmp_path / f"r{k}.safetensors")
     files = [str(tmp_path / f"r{k}.safetensors") for k in range(2)]
@@ -524,7 +357,7 @@ def test_the_verb_tells_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_a_tied_task_keeps_its_settings(tmp_path: Path) -> None:
     task: Task = Classification(CLASSES, class_weights=[1, 2, 3])
-    models = [linear(0), linear(1, classes=(CLASSES[1], CLASSES[0], CLASSES[2]))]
+    models = [drawn_model(0), drawn_model(1, classes=(CLASSES[1], CLASSES[0], CLASSES[2]))]
     models[0].task = task
     again = load(Ensemble(models).save(tmp_path / "e.safetensors"))
     assert again.task.settings() == task.settings()
