@@ -18,6 +18,7 @@ from striate.train.devices import Place
 from striate.train.recipe import Recipe
 from striate.train.session import open_asked
 from striate.train.setup import fit_preprocess, settle, training_loader, training_splits
+from striate.train.starting import open_source
 
 if TYPE_CHECKING:
     from striate.data.loaders import Batch, Loader
@@ -78,8 +79,9 @@ def show_augmented(
     asked = Recipe(workers=0).with_(**changes)
     dataset = open_asked(data, asked) if isinstance(data, (str, os.PathLike)) else data
     train, _ = training_splits(dataset, asked)
-    recipe = settle(asked, dataset, len(train))
-    preprocess = fit_preprocess(recipe, train)
+    source = open_source(asked)
+    recipe = settle(asked, dataset, len(train), source)
+    preprocess = fit_preprocess(recipe, train, source)
     here = Place(torch.device("cpu"))
     loader = training_loader(train, preprocess, recipe, here, len(dataset.classes))
     numbers = list(dict.fromkeys(loader.reader.order(0).tolist()))[:images]

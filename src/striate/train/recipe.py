@@ -160,6 +160,10 @@ class Recipe:
     freeze: str = setting(
         "", help="Stages that learn later ('conv1..pool2@3,conv3@1': after so many epochs) or never ('fc6')."
     )
+    start_from: str = setting(
+        "",
+        help="Trained weights to start from: a published net, a run or a file; other classes get a new head.",
+    )
     grow_from: str = setting(
         "", help="A shallower net to start from: a run, a model file, or an architecture to be trained first."
     )

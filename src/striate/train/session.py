@@ -84,11 +84,11 @@ def _train(data: Any, start: Start, here: Place, progress: bool, watch: Listen |
     count = written.get("recipe", {}).get("threads") or start.asked.threads
     with threads(count) as computing, Progress(progress) as show, contextlib.ExitStack() as held:
         dataset = open_set(data, start)
-        setup = prepare(dataset, start.asked, here, computing, start.written)
+        begun = start.written is not None and (Run(start.folder).checkpoints / LAST).exists()
+        setup = prepare(dataset, start.asked, here, computing, start.written, begun=begun)
         writer = Writer(Run(start.folder), setup, show)
         source = {"given": spec(data, start), "name": dataset.name, "digest": dataset.digest()}
         held.callback(setup.close)
-        begun = start.written is not None and (writer.run.checkpoints / LAST).exists()
 
         def opened() -> list[str]:
             # What is wrong is said before anything is written.
@@ -103,6 +103,8 @@ def _train(data: Any, start: Start, here: Place, progress: bool, watch: Listen |
             writer.restore()
         elif start.asked.grow_from:
             writer.grown(grow_job(setup.job, shallow(dataset, start, here, progress)))
+        elif setup.new is not None:
+            writer.started(setup.new)
         writer.note(warnings)
         with Stop().listening() as stop:
             done = fit(setup.job, after(writer.listen, watch), due=show.due, stop=stop)

@@ -18,6 +18,7 @@ from striate.data.loaders import Loader
 from striate.data.preprocess import Preprocess
 from striate.data.samples import Dataset, Split
 from striate.data.statistics import parse_input
+from striate.model import Model
 from striate.nets.net import NETS, check_options
 from striate.tasks.task import Task, make_task
 from striate.train.averages import make_average
@@ -32,6 +33,7 @@ from striate.train.recipe import Recipe, auto_augment, auto_batch, auto_net, aut
 from striate.train.resizing import check_steps
 from striate.train.room import keep_pictures, told
 from striate.train.schedules import SCHEDULES, Plan
+from striate.train.starting import GENTLER, like_source, open_source, start_from, values_of
 from striate.train.whiten import whiten
 from striate.train.wrapping import check_wrapping
 
@@ -47,6 +49,7 @@ class Setup:
     recipe: Recipe
     preprocess: Preprocess
     job: Job
+    new: tuple[str, ...] | None = None  # layers that the trained weights did not give; None: no such weights
 
     def close(self) -> None:
         """End the loaders' processes."""
@@ -122,11 +125,13 @@ def check_again(recipe: Recipe) -> None:
 
 
 def prepare(
-    dataset: Dataset, asked: Recipe, place: Place, threads: int, written: Mapping[str, Any] | None = None
-) -> Setup:
+    dataset: Dataset, asked: Recipe, place: Place, threads: int, written: Mapping[str, Any] | None = None,
+    *, begun: bool = False,
+) -> Setup:  # fmt: skip
     """Net, task, loaders, optimiser and average for a recipe and an open data set.
 
-    `written` is the settings.json of the run's earlier part: what was settled then is kept.
+    `written` is the settings.json of the run's earlier part: what was settled then is kept. begun: weights
+    will come from a checkpoint of it.
 
     Raises:
         StriateError: settings that do not fit the data, the net or the machine.
@@ -135,12 +140,14 @@ def prepare(
     train, val = training_splits(dataset, asked)
     if asked.bootstrap:
         train = bootstrap(train, asked.seed)
+    source = None if begun else open_source(asked)
     if written:
         recipe = settings.from_dict(Recipe, written["recipe"])
         preprocess = Preprocess.from_dict(written["preprocess"], written.get("arrays"))
     else:
-        recipe = settle(asked, dataset, len(train)).with_(threads=threads, device=str(place.device))
-        preprocess = fit_preprocess(recipe, train)
+        recipe = settle(asked, dataset, len(train), source)
+        recipe = recipe.with_(threads=threads, device=str(place.device))
+        preprocess = fit_preprocess(recipe, train, source)
     if (recipe.batch or 1) % place.world:
         raise StriateError(
             f"a batch of {recipe.batch} cannot be shared by {place.world} processes",
@@ -156,6 +163,7 @@ def prepare(
         check_growth(net, task, recipe)
     if recipe.first_layer == "whitened":
         whiten(net, train, preprocess)
+    new = start_from(net, task, source) if source else None  # type: ignore[arg-type]
     net = net.to(place.device)
     if recipe.channels_last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -171,7 +179,7 @@ def prepare(
         penalty=make_penalty(net, recipe, optimizer), freezing=make_freezing(net, recipe.freeze),
     )  # fmt: skip
     keep_pictures(job)
-    return Setup(dataset, asked, recipe, preprocess, job)
+    return Setup(dataset, asked, recipe, preprocess, job, new)
 
 
 def training_splits(dataset: Dataset, recipe: Recipe) -> tuple[Split, Split | None]:
@@ -191,8 +199,9 @@ def training_splits(dataset: Dataset, recipe: Recipe) -> tuple[Split, Split | No
     return train, val if val is not None and len(val) else None
 
 
-def settle(asked: Recipe, dataset: Dataset, count: int) -> Recipe:
+def settle(asked: Recipe, dataset: Dataset, count: int, source: Model | None) -> Recipe:
     """The recipe with every `auto` and None worked out, but the rate, which depends on the net."""
+    asked = like_source(asked, source) if source else asked
     kind = dataset.kind
     found = dataset.size or dataset.median_size
     size = asked.size or auto_size(found, kind)
@@ -259,8 +268,10 @@ def settle_rate(recipe: Recipe, net: nn.Module) -> float:
         return float(capabilities["lr"])
     normalised = any(isinstance(module, NORMS) for module in net.modules())
     step = (recipe.batch or 1) * recipe.accumulate
-    rate = float(capabilities.get("lr", 1e-3))
-    return auto_rate(rate, step, normalised=normalised, adaptive=bool(capabilities.get("adaptive", True)))
+    rate, adaptive = float(capabilities.get("lr", 1e-3)), bool(capabilities.get("adaptive", True))
+    if recipe.start_from and not adaptive:
+        rate *= GENTLER
+    return auto_rate(rate, step, normalised=normalised, adaptive=adaptive)
 
 
 def build_net(task: Task, recipe: Recipe) -> nn.Module:
@@ -270,12 +281,13 @@ def build_net(task: Task, recipe: Recipe) -> nn.Module:
     )
 
 
-def fit_preprocess(recipe: Recipe, train: Split) -> Preprocess:
-    """Preprocessing with mean and standard deviation of the training images."""
+def fit_preprocess(recipe: Recipe, train: Split, source: Model | None) -> Preprocess:
+    """Preprocessing with mean and standard deviation of the training images, or those of the source."""
     size = recipe.size if isinstance(recipe.size, tuple) else None
-    return Preprocess.fit(
+    found = Preprocess.fit(
         train, size, channels=recipe.channels or 3, crop=recipe.crop, resize=recipe.resize, input=recipe.input
     )
+    return values_of(source, found) if source else found
 
 
 def training_loader(

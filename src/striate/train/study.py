@@ -24,6 +24,7 @@ from striate.train.recipe import FREE, Recipe
 from striate.train.samplers import PRUNERS, SAMPLERS, optuna
 from striate.train.setup import check_names, settle, training_splits
 from striate.train.space import STUDY, Dimension, Space, parse, told
+from striate.train.starting import open_source
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -273,7 +274,7 @@ class Study:
         for dimension in self.space.dimensions:
             for value in dimension.ends():
                 asked = self.space.recipe(self.recipe, {dimension.name: value})
-                check_names(settle(asked, self.data(), count))
+                check_names(settle(asked, self.data(), count, open_source(asked)))
 
     # --- its parts --------------------------------------------------------------------------------------
 

@@ -248,6 +248,15 @@ class Writer:
         if self.first:
             self.run.event("grown", source=source, layers=list(layers))
 
+    def started(self, new: tuple[str, ...]) -> None:
+        """Tell which layers do not come from the trained weights."""
+        source = self.setup.asked.start_from
+        self.progress.line(
+            f"started from {source}: all but {', '.join(new)}" if new else f"started from {source}"
+        )
+        if self.first:
+            self.run.event("started", source=source, new=list(new))
+
     # --- telling ----------------------------------------------------------------------------------------
 
     def note(self, warnings: list[str]) -> None:
