@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from striate.core.errors import StriateError
 from striate.core.runs import Run
@@ -19,13 +18,15 @@ from striate.data.preprocess import Preprocess
 from striate.data.samples import Dataset, Split
 from striate.ensemble import Ensemble
 from striate.model import Model, load
+from striate.nets.fetch import sha256
 from striate.nets.net import NETS, create_net
-from striate.nets.wrapped import wrap
 from striate.studies.sheet import show_augmented
 from striate.tasks.classification import Classification, MultiLabel
+from striate.tasks.segmentation import Segmentation
 from striate.train import session
 from striate.train.fit import Interrupted
 from striate.train.recipe import Recipe
+from striate.train.search import search
 from striate.train.starting import class_layers, open_source, start_from
 from striate.train.writer import Writer
 
@@ -153,8 +154,8 @@ def test_stopped_before_and_after_the_first_checkpoint(
         ({"grow_from": "vgg11"}, "both say how the net begins"),
         ({"first_layer": "whitened"}, "both say how the net begins"),
         ({"net_options": {"width": 8}}, "do not fit this net: conv1_1"),
-        ({"channels": 1}, "sees 3 channels, and channels is 1"),
-        ({"input": "gcn"}, "learned with input 'channels'"),
+        ({"channels": 1}, "inputs with 3 channels, and channels is 1"),
+        ({"input": "gcn"}, "learned with input 'channels', and input is 'gcn'"),
     ],
 )
 def test_what_cannot_be_started_from(settings: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def test_another_task_has_a_head_of_its_own() -> None:
         create_net("nin", 3, 3, size=32).eval(), Classification(LETTERS), Preprocess(size=(32, 32))
     )
     net = create_net("nin", 3, 3, size=32)
-    assert start_from(net, MultiLabel(LETTERS), source) == ("cccp6",)
+    assert start_from(net, MultiLabel(LETTERS), source, shades()).new == ("cccp6",)
     assert torch.equal(net.conv1.weight, source.net.conv1.weight)
     assert not torch.equal(net.cccp6.weight, source.net.cccp6.weight)
 
@@ -203,9 +204,83 @@ def test_layers_of_the_classes_are_the_heads(name: str) -> None:
     assert len(found) == 1 + len(getattr(net, "auxiliary", {}))
 
 
-def test_a_module_from_elsewhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = wrap(nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3)))
-    model = Model(module.eval(), Classification(LETTERS), Preprocess(size=(8, 8)))
-    monkeypatch.setattr("striate.train.starting.load", lambda _: model)
-    with pytest.raises(StriateError, match="a module from elsewhere"):
-        open_source(Recipe(start_from="it"))
+def test_segmentation_goes_on_with_other_classes_and_knows_classifiers_apart(tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+
+    def scenes(count: int) -> Dataset:
+        images = draws.integers(0, 255, (12, 32, 32, 3)).astype(np.uint8)
+        masks = draws.integers(0, count, (12, 32, 32))
+        halves = (("train", slice(0, 8)), ("val", slice(8, 12)))
+        parts = [Split.from_arrays(name, images[half], masks=masks[half]) for name, half in halves]
+        return Dataset("scenes", "segmentation", tuple("abcdef"[:count]), parts)
+
+    how = {"net": "resnet18", "net_options": {"width": 4, "decoder": "fcn"}, "size": 32}
+    first = session.train(scenes(2), out=tmp_path / "first", progress=False, **(STILL | how))
+    assert load(first.path).net.options["decoder"] == "fcn"
+    again = run(tmp_path / "again", first.path, scenes(3))
+    new = next(event["new"] for event in again.events() if event["event"] == "started")
+    assert new
+    assert all("score" in name or "up_" in name for name in new)
+    with pytest.raises(StriateError, match=r"a model for segmentation, and the data have .* each image"):
+        run(tmp_path / "no", first.path)
+    with pytest.raises(StriateError, match=r"a model for classification, and the data have .* each pixel"):
+        run(tmp_path / "no", trained(tmp_path, width=4), scenes(3))
+    study = {"trials": 1, "space": {"momentum": "0.5,0.9"}, "out": tmp_path / "study", "progress": False}
+    found = search(scenes(3), Recipe(start_from=str(first.path), **STILL), **study)
+    assert [trial.state for trial in found.result().trials] == ["finished"]
+
+
+def test_a_search_reads_the_model_before_its_first_trial(tmp_path: Path) -> None:
+    recipe = Recipe(start_from=str(tmp_path / "none"), net="resnet20", **STILL)
+    parts = shades().splits
+    halves = [parts["train"], parts["test"].select(np.arange(12), "val")]
+    data = Dataset("shades", "classification", LETTERS, halves)
+    with pytest.raises(StriateError, match="no file or folder"):
+        search(data, recipe, {"momentum": "0.5,0.9"}, trials=1, out=tmp_path / "study", progress=False)
+
+
+def test_flips_are_for_pictures_that_are_coloured_themselves(tmp_path: Path) -> None:
+    source = trained(tmp_path, "nin", width=8)
+    for channels, flipped in ((1, False), (3, True)):
+        how = {"start_from": str(source), "augment": "auto", "val": 0.0}
+        told = session.rehearse(shades(channels=channels), Recipe(**(STILL | how)), out=tmp_path / "run")
+        assert ("flip" in told[1]) is flipped
+        assert told[2] == f"started from {source}"
+
+
+def test_statistics_of_the_training_are_kept_with_their_filter(tmp_path: Path) -> None:
+    how = {"input": "gcn+zca", "net": "nin", "net_options": {"width": 8}, "size": 8}
+    first = session.train(shades(), out=tmp_path / "first", progress=False, **(STILL | how))
+    again = run(tmp_path / "again", first.path, input="gcn+zca")
+    assert load(again.path).preprocess == load(first.path).preprocess
+    with pytest.raises(StriateError, match=r"learned with input 'gcn\+zca'"):
+        run(tmp_path / "no", first.path)
+
+
+def test_images_of_other_splits_may_have_been_learned(tmp_path: Path) -> None:
+    parts = shades().splits
+    fewer = [parts["train"].select(np.arange(9)), parts["test"]]
+    turned = Dataset("shades", "classification", LETTERS, fewer)
+    how = {"net": "nin", "net_options": {"width": 8}, "size": 8}
+    first = session.train(shades(), out=tmp_path / "first", progress=False, **(STILL | how))
+    same, other = run(tmp_path / "same", first.path), run(tmp_path / "other", first.path, turned)
+    told = [[e["text"] for e in done.events() if e["event"] == "warning"] for done in (same, other)]
+    assert not told[0]
+    assert "may have learned images that are tests here" in told[1][0]
+    started = next(event for event in same.events() if event["event"] == "started")
+    assert started["sha256"] == sha256(first.model)
+
+
+def test_the_model_is_not_replaced_by_the_run(tmp_path: Path) -> None:
+    (tmp_path / "only").mkdir()
+    shutil.copy(trained(tmp_path, width=4), tmp_path / "only" / "model.safetensors")
+    for source in ("only", "only/model.safetensors"):
+        with pytest.raises(StriateError, match="holds the model to start from"):
+            run(tmp_path / "only", tmp_path / source)
+
+
+def test_as_many_classes_of_pixels_as_there_can_be() -> None:
+    task = Segmentation([str(number) for number in range(255)])
+    with torch.device("meta"):
+        net = task.build_net("unet", in_channels=3, size=32, options={"width": 4, "depth": 2})
+    assert class_layers(net, task) == {net.head}

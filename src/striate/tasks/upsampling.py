@@ -14,6 +14,8 @@ from striate.layers.pooling import GlobalAveragePool, GlobalMaxPool
 from striate.nets.net import Net, check_input, check_range, create_net
 from striate.nets.taps import shadow
 
+# Options of `pixel_net` that are not of the family.
+DECODING = ("decoder", "decoder_width")
 DECODERS = ("fcn", "unet")
 PROBE = 256
 MAX_WIDTH = 256

@@ -54,7 +54,9 @@ def preflight(job: Job, folder: Path | None, *, seconds: float = 1.5) -> list[st
         warnings += check_loss(job, loss, outputs)
         for side, _ in parse_steps(job.recipe.progressive)[:1]:
             trial_loss(job, trial, shrink(images, side), targets)
-        if 20 * took < seconds:
+        known = job.task.expected_initial_loss()
+        learned = known is not None and float(loss) < 0.5 * known
+        if 20 * took < seconds and not learned:
             warnings += memorise(job, trial, images[:16], targets[:16], seconds)
     return warnings
 

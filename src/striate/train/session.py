@@ -24,6 +24,7 @@ from striate.train.preflight import preflight
 from striate.train.progress import Progress
 from striate.train.recipe import FREE, Recipe
 from striate.train.setup import prepare
+from striate.train.starting import check_apart
 from striate.train.writer import Writer
 
 T = TypeVar("T")
@@ -93,7 +94,8 @@ def _train(data: Any, start: Start, here: Place, progress: bool, watch: Listen |
         def opened() -> list[str]:
             # What is wrong is said before anything is written.
             check = start.asked.preflight and not begun
-            warnings = preflight(setup.job, start.folder) if check else []
+            warnings = list(setup.started.warnings) if setup.started else []
+            warnings += preflight(setup.job, start.folder) if check else []
             held.enter_context(writer.run.alone())
             writer.open(start.written is not None, source)
             return warnings
@@ -103,8 +105,8 @@ def _train(data: Any, start: Start, here: Place, progress: bool, watch: Listen |
             writer.restore()
         elif start.asked.grow_from:
             writer.grown(grow_job(setup.job, shallow(dataset, start, here, progress)))
-        elif setup.new is not None:
-            writer.started(setup.new)
+        elif setup.started:
+            writer.started(setup.started)
         writer.note(warnings)
         with Stop().listening() as stop:
             done = fit(setup.job, after(writer.listen, watch), due=show.due, stop=stop)
@@ -157,8 +159,12 @@ def rehearse(
     with place(wanted.device, wanted.amp) as here, threads(wanted.threads) as computing:
         start = begin(data, wanted, None, out, False)
         setup = prepare(open_set(data, start), wanted, here, computing)
+        lines = [f"run: {start.folder}", setup.headline()]
         warnings = preflight(setup.job, start.folder)
-        return [f"run: {start.folder}", setup.headline(), *(f"warning: {text}" for text in warnings)]
+        if setup.started:
+            lines.append(setup.started.line())
+            warnings = [*setup.started.warnings, *warnings]
+        return [*lines, *(f"warning: {text}" for text in warnings)]
 
 
 def on_first(here: Place, work: Callable[[], T]) -> T:
@@ -255,6 +261,7 @@ def begin(data: Any, wanted: Recipe, named: Collection[str] | None, out: Any, re
             f"{str(folder)!r} already holds a run",
             hint="continue it with --resume, or choose another folder with --out",
         )
+    check_apart(folder, wanted.start_from)
     images = data.path if isinstance(data, Dataset) else os.fspath(data)
     if images and Path(images).is_dir() and folder.resolve().is_relative_to(Path(images).resolve()):
         # Its files would be a part of the data the next time.

@@ -21,6 +21,7 @@ from striate.data.statistics import parse_input
 from striate.model import Model
 from striate.nets.net import NETS, check_options
 from striate.tasks.task import Task, make_task
+from striate.tasks.upsampling import DECODING
 from striate.train.averages import make_average
 from striate.train.devices import Place, mixed
 from striate.train.fit import Job
@@ -33,7 +34,7 @@ from striate.train.recipe import Recipe, auto_augment, auto_batch, auto_net, aut
 from striate.train.resizing import check_steps
 from striate.train.room import keep_pictures, told
 from striate.train.schedules import SCHEDULES, Plan
-from striate.train.starting import GENTLER, like_source, open_source, start_from, values_of
+from striate.train.starting import GENTLER, Started, like_source, open_source, start_from
 from striate.train.whiten import whiten
 from striate.train.wrapping import check_wrapping
 
@@ -49,7 +50,7 @@ class Setup:
     recipe: Recipe
     preprocess: Preprocess
     job: Job
-    new: tuple[str, ...] | None = None  # layers that the trained weights did not give; None: no such weights
+    started: Started | None = None  # from trained weights, just now
 
     def close(self) -> None:
         """End the loaders' processes."""
@@ -81,7 +82,8 @@ def check_names(recipe: Recipe) -> None:
     parse_input(recipe.input)
     check_snapshots(recipe)
     if recipe.net != "auto":
-        check_options(recipe.net, recipe.net_options)
+        own = {key: value for key, value in recipe.net_options.items() if key not in DECODING}
+        check_options(recipe.net, own)
     OPTIMIZERS.entry(recipe.optimizer)
     schedule = SCHEDULES.entry(recipe.schedule)
     if not schedule.capabilities.get("trains", True):
@@ -163,7 +165,7 @@ def prepare(
         check_growth(net, task, recipe)
     if recipe.first_layer == "whitened":
         whiten(net, train, preprocess)
-    new = start_from(net, task, source) if source else None  # type: ignore[arg-type]
+    started = start_from(net, task, source, dataset) if source else None  # type: ignore[arg-type]
     net = net.to(place.device)
     if recipe.channels_last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -179,7 +181,7 @@ def prepare(
         penalty=make_penalty(net, recipe, optimizer), freezing=make_freezing(net, recipe.freeze),
     )  # fmt: skip
     keep_pictures(job)
-    return Setup(dataset, asked, recipe, preprocess, job, new)
+    return Setup(dataset, asked, recipe, preprocess, job, started)
 
 
 def training_splits(dataset: Dataset, recipe: Recipe) -> tuple[Split, Split | None]:
@@ -201,8 +203,8 @@ def training_splits(dataset: Dataset, recipe: Recipe) -> tuple[Split, Split | No
 
 def settle(asked: Recipe, dataset: Dataset, count: int, source: Model | None) -> Recipe:
     """The recipe with every `auto` and None worked out, but the rate, which depends on the net."""
-    asked = like_source(asked, source) if source else asked
-    kind = dataset.kind
+    kind, own = dataset.kind, asked.channels or dataset.channels
+    asked = like_source(asked, source, dense=kind == "segmentation") if source else asked
     found = dataset.size or dataset.median_size
     size = asked.size or auto_size(found, kind)
     size = (size, size) if isinstance(size, int) else size
@@ -220,7 +222,7 @@ def settle(asked: Recipe, dataset: Dataset, count: int, source: Model | None) ->
             else "crop"
         )
     batch = min(asked.batch or auto_batch(count, min(size)), count)
-    augment = asked.augment if asked.augment != "auto" else auto_augment(size, channels, kind)
+    augment = asked.augment if asked.augment != "auto" else auto_augment(size, own, kind)
     return asked.with_(
         net=net, task=kind, size=size, channels=channels, resize=resize, batch=batch, augment=augment,
         net_options=with_rates(asked, net),
@@ -282,12 +284,15 @@ def build_net(task: Task, recipe: Recipe) -> nn.Module:
 
 
 def fit_preprocess(recipe: Recipe, train: Split, source: Model | None) -> Preprocess:
-    """Preprocessing with mean and standard deviation of the training images, or those of the source."""
+    """Preprocessing with the training images' mean and deviation, or the source's, and its filter."""
     size = recipe.size if isinstance(recipe.size, tuple) else None
-    found = Preprocess.fit(
-        train, size, channels=recipe.channels or 3, crop=recipe.crop, resize=recipe.resize, input=recipe.input
-    )
-    return values_of(source, found) if source else found
+    how: dict[str, Any] = {"channels": recipe.channels or 3, "crop": recipe.crop, "resize": recipe.resize}
+    how["input"] = recipe.input
+    if source:
+        how["interpolation"] = source.preprocess.interpolation
+        if not Preprocess(size=size, **how).array_shapes():
+            return Preprocess(size=size, **how, mean=source.preprocess.mean, std=source.preprocess.std)
+    return Preprocess.fit(train, size, **how)
 
 
 def training_loader(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 
 import torch
 
 from striate.core.errors import StriateError
-from striate.data.preprocess import Preprocess
+from striate.core.runs import MODEL
+from striate.data.samples import Dataset
 from striate.data.statistics import parse_input
 from striate.model import Model, load
-from striate.nets.net import NETS, Net
+from striate.nets import weights
+from striate.nets.net import Net
 from striate.tasks.task import Task
 from striate.train.recipe import Recipe
 
@@ -18,12 +22,26 @@ from striate.train.recipe import Recipe
 GENTLER = 0.1
 
 
+@dataclass(frozen=True)
+class Started:
+    """What came of trained weights: the layers that they do not give, the file's SHA-256, and warnings."""
+
+    source: str
+    new: tuple[str, ...]
+    sha256: str
+    warnings: tuple[str, ...]
+
+    def line(self) -> str:
+        """What is told of it."""
+        return f"started from {self.source}" + (f": all but {', '.join(self.new)}" if self.new else "")
+
+
 def open_source(recipe: Recipe) -> Model | None:
     """The model that the recipe's `start_from` names; None where it names none.
 
     Raises:
-        StriateError: there is no such model, it is an ensemble or a wrapped module, or of another net or
-            other channels than the recipe asks for; another setting says how the net begins, too.
+        StriateError: there is no such model, it is an ensemble, or of another net, other channels or other
+            input statistics than the recipe asks for; another setting says how the net begins, too.
     """
     if not recipe.start_from:
         return None
@@ -31,61 +49,67 @@ def open_source(recipe: Recipe) -> Model | None:
         if given:
             raise StriateError(f"{name} and start_from both say how the net begins", hint="leave one out")
     source = load(recipe.start_from)
-    net = getattr(source.net, "name", None)
     if source.members:
         raise StriateError(
             f"{recipe.start_from!r} is an ensemble", hint=f"start from one of it: '{recipe.start_from}#1'"
         )
-    if net not in NETS:
+    if recipe.net not in ("auto", source.net.name):
         raise StriateError(
-            f"the net of {recipe.start_from!r} is a module from elsewhere",
-            hint="give a model of one of Striate's nets ('striate list nets')",
-        )
-    if recipe.net not in ("auto", net):
-        raise StriateError(
-            f"{recipe.start_from!r} is a {net}, and net is {recipe.net!r}",
+            f"{recipe.start_from!r} is a {source.net.name}, and net is {recipe.net!r}",
             hint=f"leave out --net, or give a model of a {recipe.net}; a deeper net grows with --grow_from",
         )
-    if recipe.channels not in (None, source.preprocess.channels):
+    facts = source.preprocess
+    if recipe.channels not in (None, facts.channels):
         raise StriateError(
-            f"{recipe.start_from!r} sees {source.preprocess.channels} channels, and channels is"
-            f" {recipe.channels}",
+            f"{recipe.start_from!r} is of inputs with {'1 channel' if facts.channels == 1 else '3 channels'},"
+            f" and channels is {recipe.channels}",
             hint="leave out --channels: images are brought to those of the model",
+        )
+    if parse_input(facts.input) != parse_input(recipe.input):
+        raise StriateError(
+            f"{recipe.start_from!r} learned with input {facts.input!r}, and input is {recipe.input!r}",
+            hint=f"give --input '{facts.input}'",
         )
     return source
 
 
-def like_source(recipe: Recipe, source: Model) -> Recipe:
-    """The recipe with what it leaves open as the source has it: net, options, size and channels."""
-    options, facts = dict(getattr(source.net, "options", {})), source.preprocess
+def check_apart(folder: Path, source: str) -> None:
+    """A new run does not replace the model that it starts from.
+
+    Raises:
+        StriateError: that model is the one of the run's folder.
+    """
+    own, given = folder / MODEL, Path(source)
+    if source and own.exists() and own.resolve() in (given.resolve(), (given / MODEL).resolve()):
+        raise StriateError(
+            f"the run folder {str(folder)!r} holds the model to start from, which the run would replace",
+            hint="choose another folder with --out",
+        )
+
+
+def like_source(recipe: Recipe, source: Model, *, dense: bool) -> Recipe:
+    """The recipe with what it leaves open as the source has it: net, options, size and channels.
+
+    Raises:
+        StriateError: one of source and data (dense) has a class for each pixel, the other for each image.
+    """
+    if source.task.dense != dense:
+        here = "each pixel" if dense else "each image"
+        raise StriateError(
+            f"{recipe.start_from!r} is a model for {source.task.name}, and the data have classes of {here}",
+            hint="start from a model for the same task",
+        )
+    facts, net = source.preprocess, cast(Net, source.net)
     return recipe.with_(
-        net=source.net.name, net_options=options | recipe.net_options,
-        size=recipe.size or facts.size or getattr(source.net, "input_size", None),
-        channels=recipe.channels or facts.channels,
+        net=net.name, net_options=net.options | recipe.net_options,
+        size=recipe.size or facts.size or net.input_size, channels=facts.channels,
     )  # fmt: skip
 
 
-def values_of(source: Model, draft: Preprocess) -> Preprocess:
-    """Preprocessing with the geometry of `draft` and the source's values: its mean, deviation and filter.
+def start_from(net: Net, task: Task, source: Model, data: Dataset) -> Started:
+    """Put the source's weights into the net, in place.
 
-    Raises:
-        StriateError: the source's input statistics are arrays that belong to its data.
-    """
-    theirs = source.preprocess
-    if parse_input(theirs.input) != parse_input(draft.input):
-        raise StriateError(
-            f"the net of start_from learned with input {theirs.input!r}",
-            hint=f"give --input {theirs.input}, computed anew from these data",
-        )
-    if theirs.array_shapes():
-        return draft
-    return dataclasses.replace(draft, mean=theirs.mean, std=theirs.std, interpolation=theirs.interpolation)
-
-
-def start_from(net: Net, task: Task, source: Model) -> tuple[str, ...]:
-    """Put the source's weights into the net, in place; returns the names of the layers that it does not give.
-
-    These are the layers with one output a class, where the classes or their order are others.
+    The layers with one output a class are left as they are where the classes or their order are others.
 
     Raises:
         StriateError: other weights differ in name or shape.
@@ -105,14 +129,22 @@ def start_from(net: Net, task: Task, source: Model) -> tuple[str, ...]:
             hint="leave the net's options, size and channels as the model has them",
         )
     net.load_state_dict({key: theirs[key] if key in kept else tensor for key, tensor in ours.items()})
-    return tuple(name for name, _ in net.named_modules() if name in new)
+    before, warnings = source.card.get("data"), []
+    if isinstance(before, dict) and before.get("name") == data.name and before.get("digest") != data.digest():
+        warnings.append(
+            "the model that this starts from was trained on data of the same name, other splits: it may have"
+            " learned images that are tests here"
+        )
+    sha256 = weights.sha256(source.path) if source.path else str(source.card.get("sha256", ""))
+    names = tuple(name for name, _ in net.named_modules() if name in new)
+    return Started(str(source.path or source.card.get("name", "")), names, sha256, tuple(warnings))
 
 
 def class_layers(net: Net, task: Task) -> set[str]:
     """The names of the layers whose shape depends on the number of classes: heads, auxiliary ones too."""
-    more = type(task)([str(number) for number in range(len(task.classes) + 1)])
+    fewer = type(task)([str(number) for number in range(len(task.classes) - 1)])
     with torch.device("meta"):
-        other = more.build_net(
+        other = fewer.build_net(
             str(net.name), in_channels=net.in_channels, size=net.input_size, options=net.options
         ).state_dict()
     ours = net.state_dict()

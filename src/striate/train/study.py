@@ -268,13 +268,16 @@ class Study:
         Raises:
             StriateError: the net does not know an option, or not such a value.
         """
+        if "start_from" in self.space.names:
+            return
+        source = open_source(self.recipe)
         if self.recipe.net != "auto" or "net" in self.space.names:
             return
         count = len(training_splits(self.data(), self.recipe)[0])
         for dimension in self.space.dimensions:
             for value in dimension.ends():
                 asked = self.space.recipe(self.recipe, {dimension.name: value})
-                check_names(settle(asked, self.data(), count, open_source(asked)))
+                check_names(settle(asked, self.data(), count, source))
 
     # --- its parts --------------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from striate.train.members import snapshot_path, write_arrays
 from striate.train.progress import Progress, Tick, clock
 from striate.train.recipe import FREE
 from striate.train.setup import Setup
+from striate.train.starting import Started
 
 # Settings that say how a run computes, not what: they are no part of the model's card.
 MACHINE = (*FREE, "threads", "device", "mode")
@@ -248,14 +249,11 @@ class Writer:
         if self.first:
             self.run.event("grown", source=source, layers=list(layers))
 
-    def started(self, new: tuple[str, ...]) -> None:
-        """Tell which layers do not come from the trained weights."""
-        source = self.setup.asked.start_from
-        self.progress.line(
-            f"started from {source}: all but {', '.join(new)}" if new else f"started from {source}"
-        )
+    def started(self, found: Started) -> None:
+        """Tell which trained weights the net starts from, and which layers they do not give."""
+        self.progress.line(found.line())
         if self.first:
-            self.run.event("started", source=source, new=list(new))
+            self.run.event("started", source=found.source, new=list(found.new), sha256=found.sha256)
 
     # --- telling ----------------------------------------------------------------------------------------
 
