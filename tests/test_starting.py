@@ -20,6 +20,7 @@ from striate.ensemble import Ensemble
 from striate.model import Model, load
 from striate.nets.fetch import sha256
 from striate.nets.net import NETS, create_net
+from striate.studies.job import make_report
 from striate.studies.sheet import show_augmented
 from striate.tasks.classification import Classification, MultiLabel
 from striate.tasks.segmentation import Segmentation
@@ -77,6 +78,7 @@ def test_the_same_classes_go_on_where_they_ended(tmp_path: Path) -> None:
         torch.testing.assert_close(after.net.state_dict()[name], tensor, msg=name)
     event = next(event for event in done.events() if event["event"] == "started")
     assert (event["source"], event["new"]) == (str(source), [])
+    assert f"started from the weights of {source}" in make_report(done.path).read_text("utf-8")
 
 
 @pytest.mark.parametrize(

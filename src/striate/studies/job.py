@@ -364,7 +364,8 @@ def _subtitle(model: Model, recipe: Mapping[str, Any]) -> str:
     colour = "grey" if model.preprocess.channels == 1 else "colour"
     kind = model.task.name.replace("_", " ").capitalize()
     classes = f"{len(model.classes):,} classes"
-    return f"{kind} into {classes}, images of {seen} in {colour}, seed {recipe.get('seed', 0)}."
+    begun = f", started from the weights of {source}" if (source := recipe.get("start_from")) else ""
+    return f"{kind} into {classes}, images of {seen} in {colour}, seed {recipe.get('seed', 0)}{begun}."
 
 
 def _date(seconds: Any) -> str:
