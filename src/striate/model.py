@@ -319,11 +319,11 @@ class Model:
         """
         path = Path(source)
         try:
-            path.exists()
+            there = path.exists()
         except OSError as error:
             short = f"{str(source)[:60]!r}" + ("..." if len(str(source)) > 60 else "")
             raise StriateError(f"cannot look for {short}: {error.strerror}", hint="check the path") from error
-        if isinstance(source, str) and "#" in source and not path.exists():
+        if isinstance(source, str) and "#" in source and not there:
             whole, _, which = source.rpartition("#")
             return cls.load(whole, device=device).member(which)
         if path.is_dir():

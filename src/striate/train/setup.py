@@ -19,7 +19,7 @@ from striate.data.preprocess import Preprocess
 from striate.data.samples import Dataset, Split
 from striate.data.statistics import parse_input
 from striate.model import Model
-from striate.nets.net import NETS, check_options
+from striate.nets.net import NETS, Net, check_options
 from striate.tasks.task import Task, make_task
 from striate.tasks.upsampling import DECODING
 from striate.train.averages import make_average
@@ -165,7 +165,7 @@ def prepare(
         check_growth(net, task, recipe)
     if recipe.first_layer == "whitened":
         whiten(net, train, preprocess)
-    started = start_from(net, task, source, dataset) if source else None  # type: ignore[arg-type]
+    started = start_from(net, task, source, dataset) if source else None
     net = net.to(place.device)
     if recipe.channels_last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -203,6 +203,7 @@ def training_splits(dataset: Dataset, recipe: Recipe) -> tuple[Split, Split | No
 
 def settle(asked: Recipe, dataset: Dataset, count: int, source: Model | None) -> Recipe:
     """The recipe with every `auto` and None worked out, but the rate, which depends on the net."""
+    # Which augmentation fits is a matter of the pictures' own colours, not of what the source sees.
     kind, own = dataset.kind, asked.channels or dataset.channels
     asked = like_source(asked, source, dense=kind == "segmentation") if source else asked
     found = dataset.size or dataset.median_size
@@ -276,7 +277,7 @@ def settle_rate(recipe: Recipe, net: nn.Module) -> float:
     return auto_rate(rate, step, normalised=normalised, adaptive=adaptive)
 
 
-def build_net(task: Task, recipe: Recipe) -> nn.Module:
+def build_net(task: Task, recipe: Recipe) -> Net:
     """The task's net; raises as the task does."""
     return task.build_net(
         recipe.net, in_channels=recipe.channels or 3, size=recipe.size, options=recipe.net_options

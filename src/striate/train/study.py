@@ -266,7 +266,7 @@ class Study:
         """What is searched fits the net that the data settle on, where one net is chosen for all trials.
 
         Raises:
-            StriateError: the net does not know an option, or not such a value.
+            StriateError: the net does not know an option, or not such a value; as `open_source`.
         """
         if "start_from" in self.space.names:
             return
