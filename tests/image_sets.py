@@ -14,6 +14,7 @@ from PIL import Image
 
 from striate.core.errors import StriateError
 from striate.data.formats import open_data
+from striate.images import geometry
 
 
 def png(seed: int, size: tuple[int, int] = (6, 5), grey: bool = False) -> bytes:
@@ -72,3 +73,12 @@ def problem(root: Path, **options: object) -> str:
     text = str(caught.value)
     assert "\n" not in text
     return text
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def smooth(height: int = 18, width: int = 24, seed: int = 3) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(20, 236, (4, 5, 3), dtype=np.uint8)
+    return geometry.resize(coarse, (height, width), "bicubic").reshape(height, width, 3)

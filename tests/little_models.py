@@ -105,3 +105,9 @@ def found(net: nn.Module) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "grad mode": torch.is_grad_enabled(),
     }
+
+
+def plain_model(net: nn.Module, size: int, channels: int = 1, classes: int = 2) -> Model:
+    """A model whose input is the picture itself."""
+    same = Preprocess(size=(size, size), channels=channels, resize="squash", mean=(0.0,), std=(1.0,))
+    return Model(net.eval(), Classification([str(k) for k in range(classes)]), same)

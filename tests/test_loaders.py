@@ -15,49 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from image_sets import png
-from striate.core.errors import BadImage, StriateError
-from striate.data import memory
-from striate.data.augment import NONE, parse
+from loading import AUGMENT, VIEW, in_memory, loader, on_disk, pixels, same
+from striate.core.errors import StriateError
+from striate.data.augment import parse
 from striate.data.loaders import Batch, Loader
-from striate.data.pools import ArrayPool, FilePool
-from striate.data.preprocess import Preprocess
+from striate.data.pools import ArrayPool
 from striate.data.samples import Split
-
-VIEW = Preprocess(size=(8, 9), mean=(0.2, 0.3, 0.4), std=(0.3, 0.2, 0.1))
-AUGMENT = "pad-crop(2)+flip+colour(0.2)"
-
-
-def pixels(count: int = 40, height: int = 8, width: int = 9) -> np.ndarray:
-    return np.random.default_rng(count).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
-
-
-def in_memory(count: int = 40) -> Split:
-    return Split.from_arrays("train", pixels(count), np.arange(count) % 7)
-
-
-def on_disk(
-    folder: Path, count: int = 20, bad: tuple[int, ...] = (), size: tuple[int, int] = (12, 15)
-) -> Split:
-    folder.mkdir(exist_ok=True)
-    names = [f"{i:02d}.png" for i in range(count)]
-    for i, name in enumerate(names):
-        data = png(i, size)
-        (folder / name).write_bytes(data[: len(data) // 2] if i in bad else data)
-    return Split("train", FilePool(folder, names), np.arange(count), np.arange(count))
-
-
-def loader(split: Split, preprocess: Preprocess = VIEW, **how: object) -> Loader:
-    plain: dict[str, object] = {"batch": 6, "seed": 1, "train": True, "augment": AUGMENT}
-    return Loader(split, preprocess, **(plain | how))  # type: ignore[arg-type]
-
-
-def same(first: list[Batch], second: list[Batch]) -> None:
-    assert len(first) == len(second)
-    for a, b in zip(first, second, strict=True):
-        np.testing.assert_array_equal(a.index, b.index)
-        assert torch.equal(a.images, b.images)
-        assert torch.equal(a.targets, b.targets)
 
 
 def loader_threads() -> list[threading.Thread]:
@@ -353,105 +316,3 @@ def test_the_meter_counts_waiting_and_nothing_else() -> None:
     for _ in feed.batches(0):
         time.sleep(0.02)
     assert 0 < feed.waited < 0.02 * len(feed)
-
-
-# ------------------------------------------------------------------ kinds of targets
-
-
-def test_multi_label_targets_are_floats() -> None:
-    targets = np.eye(4, dtype=np.uint8)[np.arange(12) % 4]
-    batch = next(loader(Split.from_arrays("train", pixels(12), targets)).batches(0))
-    assert batch.targets.dtype == torch.float32
-    np.testing.assert_array_equal(batch.targets, targets[batch.index])
-
-
-@pytest.mark.parametrize("mode", ["memory", "stream"])
-@pytest.mark.parametrize("augment", ["none", "pad-crop(2, zero)+flip", "affine(rotate=20, border=zero)"])
-def test_masks_go_with_their_images(mode: str, augment: str) -> None:
-    pictures = pixels(12)
-    masks = (pictures[..., 0] > 128).astype(np.uint8)
-    split, pipeline = Split.from_arrays("train", pictures, masks=masks), parse(augment)
-    for batch in loader(split, augment=augment, mode=mode).batches(0):
-        assert batch.targets.dtype == torch.int64
-        assert batch.targets.shape == (6, 8, 9)
-        u = pipeline.draw(1, 0, batch.index)
-        for i, number in enumerate(batch.index):
-            expected = pipeline.mask_view(masks[number].astype(np.int32), u[i], VIEW)
-            np.testing.assert_array_equal(batch.targets[i], expected)
-        assert (batch.targets == 255).any() == (augment != "none")
-
-
-def test_grey_images_for_a_net_of_three_channels_and_the_reverse() -> None:
-    split = Split.from_arrays("train", pixels(12)[..., :1], np.zeros(12, dtype=int))
-    batch = next(loader(split, Preprocess(size=(8, 9)), augment="none").batches(0))
-    assert batch.images.shape == (6, 3, 8, 9)
-    assert torch.equal(batch.images[:, 0], batch.images[:, 2])
-    grey = next(loader(in_memory(), Preprocess(size=(8, 9), channels=1), augment="none").batches(0))
-    assert grey.images.shape == (6, 1, 8, 9)
-
-
-def test_images_as_large_as_they_are(tmp_path: Path) -> None:
-    view = Preprocess(size=None)
-    alike = loader(on_disk(tmp_path / "alike"), view, mode="stream")
-    assert {batch.images.shape for batch in alike.batches(0)} == {(6, 3, 12, 15)}
-    mixed = on_disk(tmp_path / "mixed", count=6)
-    (tmp_path / "mixed" / "02.png").write_bytes(png(2, (9, 9)))
-    for mode in ("stream", "memory"):
-        with pytest.raises(StriateError, match=r"9 x 9.*cannot share a batch|12 x 15.*cannot share a batch"):
-            list(loader(mixed, view, augment="none", mode=mode).batches(0))
-    single = loader(mixed, view, augment="none", batch=1)
-    assert single.mode == "stream"
-    assert {batch.images.shape[2] for batch in single.batches(0)} == {9, 12}
-
-
-# ------------------------------------------------------------------ choice of path, and refusals
-
-
-def test_what_fits_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = on_disk(tmp_path)
-    assert memory.fits_memory(in_memory(), VIEW, NONE)
-    assert memory.fits_memory(files, VIEW, NONE)
-    # A crop wants the image, not its view; large views that are not the images are read anew.
-    assert not memory.fits_memory(files, VIEW, parse("random-resized-crop"))
-    assert memory.fits_memory(files, Preprocess(size=(12, 15)), parse("random-resized-crop"))
-    assert not memory.fits_memory(files, Preprocess(size=(65, 9)), NONE)
-    monkeypatch.setattr(memory, "LIMIT", 40 * 8 * 9 * 3 - 1)
-    assert not memory.fits_memory(in_memory(), VIEW, NONE)
-    assert loader(in_memory()).mode == "stream"
-
-
-def test_pictures_in_memory_are_not_copied() -> None:
-    split = in_memory().select(np.arange(0, 40, 3))
-    feed = loader(split, mode="memory", workers=0, augment="none", train=False)
-    found = list(feed.batches(0))
-    assert np.shares_memory(feed._source._stack, split.pool.pictures)  # type: ignore[union-attr, arg-type]
-    np.testing.assert_array_equal(VIEW.invert(found[0].images), pixels()[:18:3])
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"mode": "steam"}, "stream"),
-        ({"batch": 0}, "batch"),
-        ({"batch": 2.5}, "batch"),
-        ({"workers": -1}, "workers"),
-        ({"prefetch": 0}, "prefetch"),
-        ({"rank": 2, "world": 2}, "rank"),
-        ({"augment": "flipp"}, "flip"),
-    ],
-)
-def test_wrong_settings_are_refused(change: dict[str, object], told: str) -> None:
-    with pytest.raises(StriateError, match=told):
-        loader(in_memory(), **change)
-
-
-def test_an_empty_split_has_no_batches() -> None:
-    feed = loader(in_memory().select([]))
-    assert len(feed) == len(list(feed.batches(0))) == 0
-
-
-def test_bad_images_of_memory_raise_nothing_on_their_own(tmp_path: Path) -> None:
-    split = on_disk(tmp_path, bad=(1,))
-    with pytest.raises(BadImage):
-        split.image(1)
-    assert len(list(loader(split, mode="memory").batches(0))) == 3
