@@ -134,18 +134,22 @@ def good() -> dict[str, bytes]:
 
 
 @functools.cache
-def bombs() -> dict[str, bytes]:
-    """Files that ask for far more memory or time than they are long."""
+def png_bombs() -> dict[str, bytes]:
     zeros = bytes(6000 * 6001)
     packed = zlib.compress(zeros, 1)
-    whole = good()
-    scans = bytearray(whole["jpeg-progressive"])
-    frame = scans.index(b"\xff\xc2")
-    scans[frame + 5 : frame + 9] = struct.pack(">HH", 6000, 6000)
-    last = scans.rindex(b"\xff\xda")
-    huge_jpeg = bytearray(whole["jpeg"])
-    frame = huge_jpeg.index(b"\xff\xc0")
-    huge_jpeg[frame + 5 : frame + 9] = b"\xff\xff\xff\xff"
+    return {
+        "png-30000": png(30_000, 30_000, zeros, bits=1, colour=0),
+        "png-10-gigabytes": png(50_000, 50_000, zeros[:1000], colour=6),
+        "png-too-much": png(64, 64, zeros),
+        "png-too-little": png(5000, 5000, bytes(1000)),
+        "png-at-limit": png(6000, 6000, zeros, colour=0),
+        "png-profile": png(8, 8, bytes(25 * 8), iCCP=b"x\0\0" + packed),
+        "png-text": png(8, 8, bytes(25 * 8), zTXt=b"x\0\0" + packed, iTXt=b"x\0\1\0\0\0" + packed),
+        "png-chunks": png(8, 8, bytes(25 * 8)).replace(b"\0\0\0\0IEND", chunk(b"zzZz", b"") * 200_000),
+    }
+
+
+def tiff_bombs() -> dict[str, bytes]:
     size = [(256, 4, 1, 100_000), (257, 4, 1, 100_000), (258, 3, 1, 8), (262, 3, 1, 1)]
     small = [
         (256, 4, 1, 64),
@@ -157,41 +161,7 @@ def bombs() -> dict[str, bytes]:
     ]
     tile = [(322, 4, 1, 1 << 20), (323, 4, 1, 1 << 20), (324, 4, 1, 8), (325, 4, 1, 1 << 20)]
     many = [(1000 + i, 1, 1 << 20, 8) for i in range(4000)]
-    start = 13 + (3 << (whole["gif"][10] & 7) + 1)
-    gif, image = whole["gif"][:start], whole["gif"][whole["gif"].index(b",", start) :]
-    comment = b"!\xfe" + (b"\xff" + bytes(255)) * 40_000 + b"\0"
     return {
-        "png-30000": png(30_000, 30_000, zeros, bits=1, colour=0),
-        "png-10-gigabytes": png(50_000, 50_000, zeros[:1000], colour=6),
-        "png-too-much": png(64, 64, zeros),
-        "png-too-little": png(5000, 5000, bytes(1000)),
-        "png-at-limit": png(6000, 6000, zeros, colour=0),
-        "png-profile": png(8, 8, bytes(25 * 8), iCCP=b"x\0\0" + packed),
-        "png-text": png(8, 8, bytes(25 * 8), zTXt=b"x\0\0" + packed, iTXt=b"x\0\1\0\0\0" + packed),
-        "png-chunks": png(8, 8, bytes(25 * 8)).replace(b"\0\0\0\0IEND", chunk(b"zzZz", b"") * 200_000),
-        "jpeg-65535": bytes(huge_jpeg),
-        "jpeg-scans": bytes(scans[:last] + scans[last:-2] * 500 + b"\xff\xd9"),
-        "jpeg-segments": b"\xff\xd8" + b"\xff\xe2\0\2" * 500_000 + whole["jpeg"][2:],
-        "jpeg-fill": b"\xff\xd8" + b"\xff" * 5_000_000,
-        "gif-65535": gif[:6] + b"\xff\xff\xff\xff" + gif[10:] + image,
-        "gif-frame": gif + b"," + struct.pack("<HHHHB", 0, 0, 65_535, 65_535, 0) + image[10:],
-        "gif-dispose": gif
-        + b"!\xf9\x04\x09\0\0\0\0"
-        + b","
-        + struct.pack("<HHHHB", 9, 9, 65_535, 2600, 0)
-        + b"\x02\0;",
-        "gif-comment": gif + comment + image,
-        "gif-comments": gif + b"!\xfe\0" * 500_000 + image,
-        "gif-frames": gif + image[:-1] * 50_000 + b";",
-        "webp-canvas": webp(b"VP8X", b"\x10\0\0\0" + b"\xff" * 6),
-        "webp-16383": webp(b"VP8L", b"/" + struct.pack("<I", 16_382 | 16_382 << 14) + bytes(50)),
-        "webp-lossy": webp(b"VP8 ", b"\x10\0\0\x9d\x01\x2a" + struct.pack("<HH", 16_383, 16_383) + bytes(50)),
-        "bmp-huge": bmp(100_000, 100_000, bytes(100)),
-        "bmp-negative": bmp(-(2**31), -(2**31), bytes(100)),
-        "bmp-short": bmp(6000, 6000, bytes(100)),
-        "bmp-delta": bmp(60_000, 60, b"\0\2\xff\xff" * 1000, bits=8, compression=1),
-        "bmp-wide": bmp(40_000_000, 1, b"\0\2\xff\xff", bits=8, compression=1),
-        "bmp-runs": bmp(2000, 2000, b"\1\1" * 990_000, bits=8, compression=1),
         "tiff-huge": tiff(size),
         "tiff-tags": tiff(small, bytes(1 << 20), count=65_535),
         "tiff-overlap": tiff([*small, *many], bytes(1 << 20)),
@@ -202,14 +172,60 @@ def bombs() -> dict[str, bytes]:
         "tiff-loop": tiff(small)[:-4] + struct.pack("<I", 8) + bytes(4096),
         "tiff-bigtiff": b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 2**62) + bytes(400),
         "tiff-far": b"II*\0\xff\xff\xff\xff" + bytes(400),
-        "ppm-huge": b"P6\n100000 100000\n255\n" + bytes(100),
-        "ppm-digits": b"P3 1000 1000 255\n" + b"1 " * 3_900_000,
-        "ppm-comments": b"P3 100 100 255\n" + b"#\n" * 500_000,
-        "ppm-head": b"P6\n" + b"#\n" * 500_000 + b"1 1 255\n...",
-        "zip": b"PK\x03\x04" + bytes(100),
-        "text": b"<!DOCTYPE html><html>not found</html>",
-        "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
     }
+
+
+def bombs() -> dict[str, bytes]:
+    """Files that ask for far more memory or time than they are long."""
+    whole = good()
+    scans = bytearray(whole["jpeg-progressive"])
+    frame = scans.index(b"\xff\xc2")
+    scans[frame + 5 : frame + 9] = struct.pack(">HH", 6000, 6000)
+    last = scans.rindex(b"\xff\xda")
+    huge_jpeg = bytearray(whole["jpeg"])
+    frame = huge_jpeg.index(b"\xff\xc0")
+    huge_jpeg[frame + 5 : frame + 9] = b"\xff\xff\xff\xff"
+    start = 13 + (3 << (whole["gif"][10] & 7) + 1)
+    gif, image = whole["gif"][:start], whole["gif"][whole["gif"].index(b",", start) :]
+    comment = b"!\xfe" + (b"\xff" + bytes(255)) * 40_000 + b"\0"
+    return (
+        png_bombs()
+        | tiff_bombs()
+        | {
+            "jpeg-65535": bytes(huge_jpeg),
+            "jpeg-scans": bytes(scans[:last] + scans[last:-2] * 500 + b"\xff\xd9"),
+            "jpeg-segments": b"\xff\xd8" + b"\xff\xe2\0\2" * 500_000 + whole["jpeg"][2:],
+            "jpeg-fill": b"\xff\xd8" + b"\xff" * 5_000_000,
+            "gif-65535": gif[:6] + b"\xff\xff\xff\xff" + gif[10:] + image,
+            "gif-frame": gif + b"," + struct.pack("<HHHHB", 0, 0, 65_535, 65_535, 0) + image[10:],
+            "gif-dispose": gif
+            + b"!\xf9\x04\x09\0\0\0\0"
+            + b","
+            + struct.pack("<HHHHB", 9, 9, 65_535, 2600, 0)
+            + b"\x02\0;",
+            "gif-comment": gif + comment + image,
+            "gif-comments": gif + b"!\xfe\0" * 500_000 + image,
+            "gif-frames": gif + image[:-1] * 50_000 + b";",
+            "webp-canvas": webp(b"VP8X", b"\x10\0\0\0" + b"\xff" * 6),
+            "webp-16383": webp(b"VP8L", b"/" + struct.pack("<I", 16_382 | 16_382 << 14) + bytes(50)),
+            "webp-lossy": webp(
+                b"VP8 ", b"\x10\0\0\x9d\x01\x2a" + struct.pack("<HH", 16_383, 16_383) + bytes(50)
+            ),
+            "bmp-huge": bmp(100_000, 100_000, bytes(100)),
+            "bmp-negative": bmp(-(2**31), -(2**31), bytes(100)),
+            "bmp-short": bmp(6000, 6000, bytes(100)),
+            "bmp-delta": bmp(60_000, 60, b"\0\2\xff\xff" * 1000, bits=8, compression=1),
+            "bmp-wide": bmp(40_000_000, 1, b"\0\2\xff\xff", bits=8, compression=1),
+            "bmp-runs": bmp(2000, 2000, b"\1\1" * 990_000, bits=8, compression=1),
+            "ppm-huge": b"P6\n100000 100000\n255\n" + bytes(100),
+            "ppm-digits": b"P3 1000 1000 255\n" + b"1 " * 3_900_000,
+            "ppm-comments": b"P3 100 100 255\n" + b"#\n" * 500_000,
+            "ppm-head": b"P6\n" + b"#\n" * 500_000 + b"1 1 255\n...",
+            "zip": b"PK\x03\x04" + bytes(100),
+            "text": b"<!DOCTYPE html><html>not found</html>",
+            "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        }
+    )
 
 
 def mutate(data: bytes, other: bytes, rng: random.Random) -> bytes:

@@ -31,6 +31,7 @@ def exif_orientation(exif: bytes) -> int:
 
 
 def byte_order(data: bytes) -> str:
+    """How `struct` writes the byte order that TIFF data declare; raises Malformed."""
     if data[:2] not in (b"II", b"MM"):
         raise Malformed("the byte order mark is missing")
     return "<" if data[:2] == b"II" else ">"
