@@ -24,7 +24,7 @@ from striate.train.preflight import preflight
 from striate.train.progress import Progress
 from striate.train.recipe import FREE, Recipe
 from striate.train.setup import prepare
-from striate.train.starting import check_apart
+from striate.train.starting import check_apart, check_same
 from striate.train.writer import Writer
 
 T = TypeVar("T")
@@ -93,6 +93,8 @@ def _train(data: Any, start: Start, here: Place, progress: bool, watch: Listen |
 
         def opened() -> list[str]:
             # What is wrong is said before anything is written.
+            if setup.started:
+                check_same(writer.run, setup.started)
             check = start.asked.preflight and not begun
             warnings = list(setup.started.warnings) if setup.started else []
             warnings += preflight(setup.job, start.folder) if check else []

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 
 from striate.core.errors import StriateError
-from striate.core.runs import MODEL
+from striate.core.runs import MODEL, Run
 from striate.data.samples import Dataset
 from striate.data.statistics import parse_input
 from striate.model import Model, load
@@ -84,6 +84,20 @@ def check_apart(folder: Path, source: str) -> None:
         raise StriateError(
             f"the run folder {str(folder)!r} holds the model to start from, which the run would replace",
             hint="choose another folder with --out",
+        )
+
+
+def check_same(run: Run, found: Started) -> None:
+    """A run that was stopped before its first checkpoint starts again from the very weights of before.
+
+    Raises:
+        StriateError: another file is in its place.
+    """
+    before = [event.get("sha256") for event in run.events() if event.get("event") == "started"]
+    if before and before[-1] != found.sha256:
+        raise StriateError(
+            f"{found.source!r} is not the file that {str(run.path)!r} was started from",
+            hint="put that one back, or start a new run with --out",
         )
 
 
