@@ -132,7 +132,7 @@ def test_stopped_before_and_after_the_first_checkpoint(
     assert not list((tmp_path / "run" / "checkpoints").glob("last*"))
     shutil.move(source, tmp_path / "former")
     trained(tmp_path, net="resnet20", width=4, classes=LETTERS[::-1])
-    with pytest.raises(StriateError, match="is not the file that .* was started from"):
+    with pytest.raises(StriateError, match=r"is not the file that .* was started from"):
         run(tmp_path / "run", source, resume=True, **how)
     shutil.move(tmp_path / "former", source)
     steps: list[str] = []
