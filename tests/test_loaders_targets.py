@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from image_sets import png
-from loading import VIEW, in_memory, loader, on_disk, pixels
+from loading import VIEW, in_memory, loader, on_disk, pixels, same
 from striate.core.errors import BadImage, StriateError
-from striate.data import memory
+from striate.data import memory, samples
 from striate.data.augment import NONE, parse
+from striate.data.kept import Kept
+from striate.data.pools import FilePool
 from striate.data.preprocess import Preprocess
-from striate.data.samples import Split
+from striate.data.samples import Split, decode_index
 
 # ------------------------------------------------------------------ kinds of targets
 
@@ -40,6 +43,42 @@ def test_masks_go_with_their_images(mode: str, augment: str) -> None:
             expected = pipeline.mask_view(masks[number].astype(np.int32), u[i], VIEW)
             np.testing.assert_array_equal(batch.targets[i], expected)
         assert (batch.targets == 255).any() == (augment != "none")
+
+
+@pytest.mark.parametrize("mode", ["threads", "processes"])
+def test_kept_masks_are_decoded_once_and_change_nothing(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, values = on_disk(tmp_path / "images", count=12), np.random.default_rng(0)
+    (tmp_path / "masks").mkdir()
+    for name in images.pool.names:
+        Image.fromarray(values.integers(0, 5, (12, 15), dtype=np.uint8)).save(tmp_path / "masks" / name)
+    masks = FilePool(tmp_path / "masks", images.pool.names)
+    read = []
+    monkeypatch.setattr(samples, "decode_index", lambda data: read.append(1) or decode_index(data))
+    found = []
+    for room in (0, 1 << 20):
+        split = Split("train", images.pool, images.rows, None, masks=masks)
+        one = loader(split, augment="random-resized-crop+flip", mode=mode, workers=2)
+        one.keep(room, 0)
+        found.append([batch for epoch in range(3) for batch in one.batches(epoch)])
+        one.close()
+    same(*found)
+    if mode == "threads":
+        assert len(read) == 3 * 12 + 12
+
+
+def test_a_mask_of_many_values_is_not_kept() -> None:
+    kept = Kept(1 << 20, rows=2)
+    kept.add_mask(0, np.full((4, 4), 256, np.int32))
+    kept.add_mask(1, np.full((4, 4), 255, np.int32))
+    assert kept.mask(0) is None
+    first, second = kept.mask(1), kept.mask(1)
+    assert first is not None
+    first[:] = 0  # the caller's own
+    np.testing.assert_array_equal(second, np.full((4, 4), 255))
+    assert kept.mask(1).dtype == np.int32  # type: ignore[union-attr]
+    assert (kept.find(1, 1), kept.sides(1)) == (None, None)
 
 
 def test_grey_images_for_a_net_of_three_channels_and_the_reverse() -> None:

@@ -1,4 +1,4 @@
-"""Decoded pictures kept in memory: what an epoch has decoded, the next ones need not decode again."""
+"""Decoded pictures and masks kept in memory: what an epoch has decoded, the next ones need not decode."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ Sides = tuple[int, int]
 """Height and width of a picture at its full size, as shown."""
 ONE_SIZE: Sides = (0, 0)
 """Of a picture that comes in its full size only, whatever that is."""
+MASK = 0
+"""In the place of a reduction: the mask of a picture."""
 LEAST_SHARE = 0.1
 """Sizes that fewer views than this ask for are not kept: filling memory takes time, too."""
 OVERHEAD = 512
@@ -88,16 +90,31 @@ class Kept:
             return
         with self._lock:
             self._sides[row] = sides
-            taken = pixels.nbytes + OVERHEAD
-            leaving = None if (row, n) in self._pictures else self._making_room(taken, share)
-            if leaving is None:
-                return
-            for entry in leaving:
-                self.bytes -= self._pictures.pop((entry.row, entry.n)).nbytes + OVERHEAD
-            self.bytes += taken
-            self._pictures[row, n] = pixels
-            heapq.heappush(self._least, Entry(share / taken, share, taken, row, n))
-            self._look()
+            self._put(row, n, pixels, share)
+
+    def mask(self, row: int) -> NDArray[np.int32] | None:
+        """The mask (H, W) of this picture, the caller's own; None if it is not here."""
+        found = self._pictures.get((row, MASK))
+        return None if found is None else found.astype(np.int32)
+
+    def add_mask(self, row: int, mask: NDArray[np.int32]) -> None:
+        """Keep a mask (H, W) as `add` keeps pictures: it serves all views. Values above 255 are not kept."""
+        if self.most <= 0 or not mask.size or mask.min() < 0 or mask.max() > 255:
+            return
+        with self._lock:
+            self._put(row, MASK, mask.astype(np.uint8), 1.0)
+
+    def _put(self, row: int, n: int, pixels: Bytes, share: float) -> None:
+        taken = pixels.nbytes + OVERHEAD
+        leaving = None if (row, n) in self._pictures else self._making_room(taken, share)
+        if leaving is None:
+            return
+        for entry in leaving:
+            self.bytes -= self._pictures.pop((entry.row, entry.n)).nbytes + OVERHEAD
+        self.bytes += taken
+        self._pictures[row, n] = pixels
+        heapq.heappush(self._least, Entry(share / taken, share, taken, row, n))
+        self._look()
 
     def _making_room(self, taken: int, share: float) -> list[Entry] | None:
         """Those that leave for one of so many bytes, off the heap; None, with all on it, if it stays out."""

@@ -111,8 +111,16 @@ class Reader:
         if not self.has_masks:
             return view, None
         shape = image.shape[:2] if place is None else place[2:]
-        mask = pipeline.mask_view(self.split.mask(number), u, preprocess, shape, frame)
-        return view, mask
+        return view, pipeline.mask_view(self._mask(number), u, preprocess, shape, frame)
+
+    def _mask(self, number: int) -> NDArray[np.int32]:
+        """The mask of a sample, (H, W) class indices."""
+        row = int(self.split.rows[number])
+        mask = self.kept.mask(row)
+        if mask is None:
+            mask = self.split.mask(number)
+            self.kept.add_mask(row, mask)
+        return mask
 
     def _picture(
         self, number: int, u: NDArray[np.float64], frame: NDArray[np.float64] | None
