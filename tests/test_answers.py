@@ -65,9 +65,31 @@ def test_json_on_the_command_line_names_answers_and_bad_files(
     assert len(told["bad"]) == 1
 
 
+def test_a_folder_stands_for_all_images_that_training_reads(tmp_path: Path, files: Path) -> None:
+    (files / "b.png").rename(files / "b.jfif")
+    (files / "a.png").rename(files / "a.PNG")
+    result = predict_files(saved(tmp_path), [str(files)], skip_bad=True)
+    assert [Path(name).name for name in result.files] == ["a.PNG", "b.jfif"]
+
+
+def test_what_is_printed_of_masks_is_short(
+    tmp_path: Path, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = saved(tmp_path, "segmentation"), tmp_path / "answers.json"
+    words = ["predict", model, str(files), "--skip_bad", "--json", "--out", str(out)]
+    assert cli.main(words) == 0
+    told, kept = json.loads(capsys.readouterr().out), json.loads(out.read_text())
+    assert [sorted(answer) for answer in told["answers"]] == [["classes", "fractions"]] * 2
+    assert [np.shape(answer["mask"]) for answer in kept["answers"]] == [(10, 12)] * 2
+
+
 def test_masks_are_index_pictures_of_the_size_of_the_file(tmp_path: Path, files: Path) -> None:
     out = tmp_path / "masks"
-    predict_files(saved(tmp_path, "segmentation"), [str(files / "a.png")], out=str(out))
+    result = predict_files(saved(tmp_path, "segmentation"), [str(files)], skip_bad=True, out=str(out))
+    assert [answer.mask.size for answer in result.answers] == [0, 0]  # written, not kept
+    assert sum(result.answers[0].fractions) == pytest.approx(1)
+    names = {path.name for path in out.iterdir()}
+    assert names == {"a.png", "a_overlay.png", "b.png", "b_overlay.png"}
     mask = decode_index(out / "a.png")
     assert mask.shape == (10, 12)
     assert set(np.unique(mask)) <= {0, 1, 2}
@@ -97,7 +119,8 @@ def test_a_target_that_cannot_hold_the_answers_is_refused(
     tmp_path: Path, files: Path, task: str, out: str, words: str
 ) -> None:
     with pytest.raises(StriateError, match=words):
-        predict_files(saved(tmp_path, task), [str(files / "a.png")], out=str(tmp_path / out))
+        # Before the pictures are looked at: one of them is none.
+        predict_files(saved(tmp_path, task), [str(files)], out=str(tmp_path / out))
     assert not (tmp_path / out).exists()
 
 

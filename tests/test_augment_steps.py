@@ -223,3 +223,17 @@ def test_scale_jitter_refuses_crops_larger_than_the_image() -> None:
         parse("scale-jitter(200)").view(smooth(40, 50), np.full(3, 0.5), Preprocess(size=(224, 224)))
     with pytest.raises(StriateError, match="smaller one first"):
         parse("scale-jitter(300, 256)")
+
+
+@pytest.mark.parametrize("text", ["pad-crop(3)", "rotate(15)", "affine(rotate=15)", "pad-crop(3)+rotate(15)"])
+def test_a_padded_view_keeps_its_bars_when_it_moves(text: str) -> None:
+    """The picture has 10 of 24 lines, the rest is its mean."""
+    view = Preprocess(size=(24, 24), resize="pad", mean=(0.5, 0.5, 0.5))
+    image, mask = np.full((10, 24, 3), 255, np.uint8), np.zeros((10, 24), np.int32)
+    pipeline, mirrored = parse(text), parse(text.replace(")", ", border=reflect)", 1))
+    for u in pipeline.draw(4, 1, range(4)):
+        seen = pipeline.view(image, u, view)
+        assert 0.3 < (seen > 250).all(-1).mean() < 0.45
+        assert np.median(seen) == 128
+        assert 0.3 < (pipeline.mask_view(mask, u, view) == 0).mean() < 0.45
+        assert (mirrored.view(image, u, view) == 255).all()

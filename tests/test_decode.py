@@ -288,6 +288,30 @@ def test_index_masks_keep_their_numbers() -> None:
             decode_index(GOOD[name])
 
 
+@pytest.mark.parametrize(("bits", "row"), [(1, 0b10100000), (2, 0b00011011), (4, 0x1F), (8, 7)])
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_masks_in_tiff_hold_what_is_stored(bits: int, row: int, photometric: int) -> None:
+    width = 8 // bits
+    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 122, 277: 1, 278: 1, 279: 1}
+    file = corpus.tiff([(tag, 4, 1, value) for tag, value in tags.items()], bytes([row]))
+    stored = [row >> 8 - bits * (i + 1) & (1 << bits) - 1 for i in range(width)]
+    assert decode_index(file).tolist() == [stored]
+
+
+@pytest.mark.parametrize(
+    ("file", "stored"),
+    [
+        (b"P2\n3 1\n2\n0 1 2\n", [0, 1, 2]),
+        (b"P5\n3 1\n2\n\0\1\2", [0, 1, 2]),
+        (b"P5\n2 1\n300\n\1\0\0\7", [256, 7]),
+        (b"P1\n3 1\n0 1 1\n", [0, 1, 1]),
+        (b"P4\n3 1\n\x60", [0, 1, 1]),
+    ],
+)
+def test_masks_of_netpbm_hold_what_is_stored(file: bytes, stored: list[int]) -> None:
+    assert decode_index(file).tolist() == [stored]
+
+
 def test_every_form_of_an_image_gives_the_same(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(GOOD["png"])

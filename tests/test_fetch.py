@@ -15,9 +15,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from striate.core import fetch as fetching
 from striate.core.errors import BadModelFile, StriateError
-from striate.nets import fetch as fetching
-from striate.nets.fetch import Meter, fetch, locked
+from striate.core.fetch import Meter, fetch, locked
 
 DATA = bytes((i * i + i // 7) % 251 for i in range(300_000))
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -238,7 +238,7 @@ def test_a_folder_that_cannot_be_made(tmp_path, site):
 TWO = """
 import sys
 from pathlib import Path
-from striate.nets.fetch import fetch
+from striate.core.fetch import fetch
 print(fetch(sys.argv[1], Path(sys.argv[2]), expected=sys.argv[3], pause=0.01))
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 import zipfile
@@ -14,6 +15,7 @@ from image_sets import CONTAINERS, classes_of, png, problem, tarred, write, zipp
 from striate.core.errors import BadImage, StriateError
 from striate.data import archives
 from striate.data.formats import open_data
+from striate.data.trees import FolderTree
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
@@ -120,6 +122,35 @@ def test_class_lists_give_the_order_and_foreign_files_are_listed(tmp_path: Path)
     assert data.split("train").name_of(0) == "dog/0.png"
     assert [name for name, _ in data.bad] == ["cat/x.heic"]
     assert "1 images outside class folders are left out" in data.notes
+
+
+def test_an_image_beside_the_split_folders_is_left_out(tmp_path: Path) -> None:
+    files = classes_of(below="train/") | classes_of(count=1, below="test/") | {"cover.png": png(0)}
+    for data in (open_data(write(tmp_path / "s", files)), open_data(zipped(tmp_path / "s.zip", files))):
+        assert "1 images outside class folders are left out" in data.notes
+        assert data.classes == ("cat", "dog")
+
+
+def test_files_of_the_data_itself_may_be_large(tmp_path: Path) -> None:
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(257_000_000)
+    tree = FolderTree(tmp_path)
+    assert len(tree.read("large", 1 << 30)) == 257_000_000
+    with pytest.raises(StriateError, match="at most 1,024"):
+        tree.read("large", 1024)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all folders")
+def test_a_folder_that_may_not_be_read_is_told(tmp_path: Path) -> None:
+    root = write(tmp_path / "s", classes_of())
+    root.chmod(0)
+    try:
+        with pytest.raises(StriateError, match="check its permissions"):
+            open_data(root)
+        with pytest.raises(StriateError, match="cannot look for"):
+            open_data(root / "cat")
+    finally:
+        root.chmod(0o700)
 
 
 def test_a_class_called_train_is_a_class(tmp_path: Path) -> None:

@@ -184,6 +184,20 @@ def test_arrays_of_files_are_those_of_the_same_pictures_in_memory(tmp_path: Path
         assert made[0] == made[1]
 
 
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("zca-patches(5, 0.01)", "zca-patches(5, 0.01)"),
+        ("zca-patches(3)", "zca-patches(3)"),
+        ("zca(0.123456789)", "zca(0.123456789)"),
+        ("gcn(10)+lcn(9)", "gcn+lcn"),
+    ],
+)
+def test_numbers_come_back_as_they_were_written(given: str, written: str) -> None:
+    assert "+".join(map(str, parse_input(given))) == written
+    assert parse_input(written) == parse_input(given)
+
+
 # ---------------------------------------------------------------------- errors
 
 

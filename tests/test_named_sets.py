@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import struct
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -119,18 +122,26 @@ def test_names_offline_say_what_to_put_where(monkeypatch: pytest.MonkeyPatch, tm
         open_data("cifar10")
 
 
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 def test_fetched_files_must_have_their_digest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("STRIATE_OFFLINE", "0")
-    source = tmp_path / "source"
-    source.write_bytes(b"content")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "source").write_bytes(b"content")
     good = "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"
-    assert hub.fetch(source.as_uri(), good, tmp_path / "a" / "b", "hint").read_bytes() == b"content"
-    with pytest.raises(StriateError, match="sha256 differs"):
-        hub.fetch(source.as_uri(), "0" * 64, tmp_path / "c", "hint")
-    with pytest.raises(StriateError, match="cannot fetch"):
-        hub.fetch((tmp_path / "none").as_uri(), good, tmp_path / "c", "hint")
-    assert not (tmp_path / "c").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "source"]
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "site"))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert hub.fetch(f"{url}/source", good, tmp_path / "a" / "b", "hint").read_bytes() == b"content"
+        with pytest.raises(StriateError, match=f"its sha256 is {good}.*or take another"):
+            hub.fetch(f"{url}/source", "0" * 64, tmp_path / "c", "take another")
+        with pytest.raises(StriateError, match=r"cannot fetch 'c' .*404.*take another"):
+            hub.fetch(f"{url}/none", good, tmp_path / "c", "take another")
+        server.shutdown()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "site"]
 
 
 def test_fashion_mnist_from_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

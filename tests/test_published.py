@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 import keylists
 from striate import cli
 from striate.core.errors import BadModelFile, StriateError
+from striate.core.fetch import sha256
 from striate.data.preprocess import Preprocess
 from striate.nets import published as cards
-from striate.nets.fetch import sha256
 from striate.nets.keys import alexnet, vgg
 from striate.nets.net import NETS, create_net, skeleton
 from striate.nets.published import CARDS, aliases, is_published, locate, on_disk, published
@@ -133,7 +133,19 @@ def test_auxiliary_classifiers_find_their_places_too():
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "vgg11_bn"])
 def test_old_files_lack_the_counters_of_batch_norm(name):
-    load_into(skeleton(name, 1000), keylists.tensors("torchvision", name, counters=False))
+    """They are 0; every other tensor is the file's, each of which holds its own number here."""
+    shapes = keylists.tensors("torchvision", name, counters=False)
+    file = {
+        key: torch.tensor(float(i)).expand(tensor.shape) for i, (key, tensor) in enumerate(shapes.items())
+    }
+    state = load_into(skeleton(name, 1000), file).state_dict()
+    counters = {key for key in state if key.endswith("num_batches_tracked")}
+    assert all(state.pop(key) == 0 for key in counters)
+    given = translate(skeleton(name, 1000), file)
+    assert len(counters) > 5
+    assert state.keys() == given.keys()
+    assert sorted(tensor.flatten()[0].item() for tensor in state.values()) == list(range(len(file)))
+    assert all(torch.equal(state[key], given[key]) for key in given)
 
 
 def test_numbers_come_to_the_right_places():

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from striate.core.errors import StriateError
+from striate.core.fetch import sha256
 from striate.core.runs import Run
 from striate.data.preprocess import Preprocess
 from striate.data.samples import Dataset, Split
 from striate.ensemble import Ensemble
 from striate.model import Model, load
-from striate.nets.fetch import sha256
 from striate.nets.net import NETS, create_net
 from striate.studies.job import make_report
 from striate.studies.sheet import show_augmented

@@ -166,6 +166,15 @@ def test_labels_without_images(photos: Path, capsys: pytest.CaptureFixture[str])
         # Told before the work, which could not even begin here.
         (["evaluate", "nowhere", "photos", "--out", "found.txt"], "cannot write results as 'found.txt'"),
         (["evaluate", "nowhere", "photos", "--out", "found.csv"], "allowed: .json, .npz"),
+        (["evaluate", "nowhere", "photos", "--grid", "vgg", "--out", "found.npz"], "allowed: .json, .csv"),
+        (["evaluate", "nowhere+nobody", "photos", "--out", "found.npz"], "allowed: .json, .csv"),
+        (["evaluate", "no", "photos", "--corruptions", "--trained-side", "9"], "without --grid vgg"),
+        (["visualize", "saliency", "nowhere", "photos", "--out", "found.jpg"], "allowed: .png, .svg, .npz"),
+        (["units", "nowhere", "photos", "--out", "photos/dark/00.png/found.png"], "a part of the path is"),
+        (["stylize", "photos", "photos", "--out", "photos/dark/00.png/found.png"], "a part of the path is"),
+        (["train", "~nobody-has-this-name/photos"], "cannot look for '~nobody-has-this-name/photos'"),
+        (["train", "x" * 300], "cannot look for"),
+        (["data", "prepare", "~nobody-has-this-name/photos", "--out", "quick"], "cannot look for"),
         (["bench", "train", "nowhere", "--out", "photos"], "is a folder"),
         (["compare", "nets", "nowhere", "--out", "found.pdf"], "allowed: .csv, .json, .png, .svg, a folder"),
         (

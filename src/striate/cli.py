@@ -76,15 +76,17 @@ def evaluate(
         batch: images a forward pass
         threads: processor threads; 0 takes all
         device: auto, cpu, cuda or mps
-        engine: auto for the fastest with the same answers; eager, compiled, onnxruntime or openvino
+        engine: auto for the fastest with the same answers, or one of 'striate list engines'
         label_column: the column of a table that holds the class, where it is not found by itself
-        out: write the scores, with one entry an image, to this .json file too; tables to .csv as well
+        out: write the scores, with one entry an image, to this .json or .npz file too; tables, .json or .csv
     """
     from striate.core.files import check_target
+    from striate.evaluate.evaluate import given_models
     from striate.evaluate.verb import evaluate_verb
 
     if out:
-        check_target(out, [".json", ".npz", *([".csv"] if grid or corruptions else [])])
+        rows = grid or corruptions or len(given_models(model)) > 1
+        check_target(out, [".json", ".csv" if rows else ".npz"])
     result = evaluate_verb(
         model, data, split=split, protocol=protocol, grid=grid, trained_side=trained_side,
         corruptions=corruptions, batch=batch, threads=threads, device=device, engine=engine,
@@ -108,7 +110,7 @@ def predict(
         batch: images a forward pass
         threads: processor threads; 0 takes all
         device: auto, cpu, cuda or mps
-        engine: auto for the fastest with the same answers; eager, compiled, onnxruntime or openvino
+        engine: auto for the fastest with the same answers, or one of 'striate list engines'
         skip_bad: name unreadable files and go on, instead of stopping
         out: write the answers to this .csv or .json file too; masks go into this folder as .png
     """
@@ -118,7 +120,7 @@ def predict(
         model, images, top=top, batch=batch, threads=threads, device=device, engine=engine,
         skip_bad=skip_bad, out=out,
     )  # fmt: skip
-    return Answer(result.lines(), result.to_dict())
+    return Answer(result.lines(), result.brief())
 
 
 def visualize(
@@ -130,15 +132,19 @@ def visualize(
     Args:
         method: one of 'striate list methods'
         model: a run folder, a .safetensors file, or a published net's name
-        images: image files, where the method needs them
+        images: image files or folders of them, where the method needs any
         out: the file to write: .png, .svg, .npz or .json; by default METHOD.png
         options: the method's own options, such as --options.stage conv2 or --options.target cat
     """
+    from striate.core.files import check_target
     from striate.model import load
+    from striate.studies.answers import expand
+    from striate.visualize.method import SUFFIXES
     from striate.visualize.method import visualize as run
 
-    picture = run(method, load(model), images or None, **(options or {}))
-    path = picture.save(out or f"{method}.png")
+    target = check_target(out or f"{method}.png", SUFFIXES)
+    picture = run(method, load(model), list(expand(images)) if images else None, **(options or {}))
+    path = picture.save(target)
     return Answer(
         [f"{picture.title}: {path}", *picture.lines()],
         {**picture.brief(), "path": str(path)},

@@ -55,6 +55,34 @@ class EnsembleNet(nn.Module):
         raise StriateError(f"an {self.name} takes views, not the input of one net", hint=HINT)
 
 
+class Together(Engines):
+    """The engines of an ensemble's members, each with its own."""
+
+    def __init__(self, net: nn.Module, members: Sequence[Model]) -> None:
+        super().__init__(net, "eager")
+        self.members = members
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines on engines that were dropped, of all members."""
+        return list(dict.fromkeys(note for member in self.members for note in member.engines().notes))
+
+    @contextlib.contextmanager
+    def passing(self, left: Left = nobody_knows) -> Iterator[Engines]:
+        """A pass over images: each member runs on its fastest engine."""
+        with contextlib.ExitStack() as stack:
+            for member in self.members:
+                stack.enter_context(member.running(left))
+            try:
+                yield self
+            finally:
+                self.seen = max((member.engines().seen for member in self.members), default=0)
+
+    def told(self) -> str:
+        """What ran most images, of each member that ran on something else."""
+        return "; ".join(dict.fromkeys(member.engines().told() for member in self.members))
+
+
 class Ensemble(Model):
     """Several models of one task and the same classes that answer together: the mean of their posteriors.
 
@@ -97,18 +125,16 @@ class Ensemble(Model):
             member.engine = name
 
     def engines(self) -> Engines:
-        """None of its own: each member has its engines."""
+        """Those of the members, which tell of them."""
         if self._engines is None:
-            self._engines = Engines(self.net, "eager")
+            self._engines = Together(self.net, self.members)
         return self._engines
 
     @contextlib.contextmanager
     def running(self, left: Left = nobody_knows) -> Iterator[Engines]:
         """Inside the block each member runs on its fastest engine; see `Model.running`."""
-        with contextlib.ExitStack() as stack:
-            for member in self.members:
-                stack.enter_context(member.running(left))
-            yield self.engines()
+        with self.engines().passing(left) as engines:
+            yield engines
 
     def forward(self, views: NDArray[np.uint8] | Tensor, engines: Engines | None = None) -> Tensor:
         """Outputs whose posterior is the mean of the members', for views that all members share.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from striate import __version__, modelfile
 from striate.core.errors import BadImage, BadModelFile, StriateError, unknown
+from striate.core.files import place_of
 from striate.core.machine import check_threads, processors
 from striate.core.results import plain
 from striate.core.runs import MODEL
@@ -317,13 +318,8 @@ class Model:
             BadModelFile: the file is damaged, of another kind, or does not fit its net; both sides are told.
             StriateError: there is no such file, folder or name.
         """
-        path = Path(source)
-        try:
-            there = path.exists()
-        except OSError as error:
-            short = f"{str(source)[:60]!r}" + ("..." if len(str(source)) > 60 else "")
-            raise StriateError(f"cannot look for {short}: {error.strerror}", hint="check the path") from error
-        if isinstance(source, str) and "#" in source and not there:
+        path = place_of(source)
+        if isinstance(source, str) and "#" in source and not path.exists():
             whole, _, which = source.rpartition("#")
             return cls.load(whole, device=device).member(which)
         if path.is_dir():

@@ -42,6 +42,7 @@ def fetch(
     *,
     expected: str = "",
     name: str = "",
+    hint: str = "",
     timeout: float = TIMEOUT,
     pause: float = 1.0,
 ) -> str:
@@ -53,6 +54,7 @@ def fetch(
     that the Hugging Face hub sends with a large file takes its place. Processes that want the same file at
     once wait for each other, and the second finds it there.
 
+    hint: what else can be done, told where the file cannot be had; without it, to put it there by hand.
     timeout: seconds without an answer; pause: seconds before the first new try, then twice as long each.
 
     Raises:
@@ -60,6 +62,7 @@ def fetch(
         BadModelFile: what is sent has another SHA-256; both are named, and nothing is kept.
     """
     name = name or target.name
+    hint = hint or f"put the file into {str(target.parent)!r} as {target.name}"
     if not url.startswith(("https://", "http://")):
         raise StriateError(f"cannot fetch from {url!r}", allowed="an address with https:// or http://")
     try:
@@ -72,7 +75,7 @@ def fetch(
         part = _Part(target.with_name(f"{target.name}.part"))
         for again in (False, True):
             continued = part.size > 0 and not again
-            linked = _download(url, part, target, name, timeout, pause)
+            linked = _download(url, part, target, (name, hint), timeout, pause)
             found = sha256(part.path)
             wanted = expected or linked
             if found.startswith(wanted):
@@ -83,7 +86,7 @@ def fetch(
                 raise BadModelFile(
                     f"what {url} sends is not the published file of {name!r}: its sha256 is {found}",
                     allowed=wanted if len(wanted) == 64 else f"{wanted}...",
-                    hint="nothing was kept; try another network, or fetch it by hand",
+                    hint=f"nothing was kept; try another network, or {hint}",
                 )
         part.rename(target)
         return found
@@ -124,8 +127,11 @@ class _Part:
         self.remove()
 
 
-def _download(url: str, part: _Part, target: Path, name: str, timeout: float, pause: float) -> str:
+def _download(
+    url: str, part: _Part, target: Path, told: tuple[str, str], timeout: float, pause: float
+) -> str:
     """Bring the part to its full length; returns the hash that the hub linked to it, or an empty text."""
+    name, hint = told
     meter = Meter(name)
     failures = 0
     for _ in range(CONNECTIONS):
@@ -135,7 +141,9 @@ def _download(url: str, part: _Part, target: Path, name: str, timeout: float, pa
         except (OSError, http.client.HTTPException) as error:
             reason = str(getattr(error, "reason", "") or error) or type(error).__name__
             if isinstance(error, urllib.error.HTTPError) and error.code not in PASSING:
-                raise _refused(url, target, name, f"{error.code} {reason}") from error
+                raise StriateError(
+                    f"cannot fetch {name!r} from {url} ({error.code} {reason})", hint=hint
+                ) from error
             failures = 1 if part.size > before else failures + 1
             if failures >= PATIENCE:
                 break
@@ -146,15 +154,7 @@ def _download(url: str, part: _Part, target: Path, name: str, timeout: float, pa
     meter.end()
     raise StriateError(
         f"cannot fetch {name!r} from {url} ({' '.join(reason.split())[:200]})",
-        hint=f"the same command continues after {part.size / MEGA:.1f} MB; or put the file into "
-        f"{str(target.parent)!r} as {target.name}",
-    )
-
-
-def _refused(url: str, target: Path, name: str, reason: str) -> StriateError:
-    return StriateError(
-        f"cannot fetch {name!r} from {url} ({reason})",
-        hint=f"put the file into {str(target.parent)!r} as {target.name}",
+        hint=f"the same command continues after {part.size / MEGA:.1f} MB; or {hint}",
     )
 
 

@@ -13,6 +13,27 @@ from typing import Any, BinaryIO
 
 from striate.core.errors import StriateError
 
+# The rights that new files are not given. It can only be read by setting it, for all threads: once, here.
+UMASK = os.umask(0o077)
+os.umask(UMASK)
+
+
+def place_of(path: str | os.PathLike[str]) -> Path:
+    """A path as a user gives it, with `~` for a home folder; whether it exists can be asked of it.
+
+    Raises:
+        StriateError: no such home folder, a name that is too long, a folder that may not be entered.
+    """
+    try:
+        place = Path(path).expanduser()
+        place.exists()
+    except (OSError, RuntimeError) as error:
+        text = os.fspath(path)
+        short = repr(text[:60]) + ("..." if len(text) > 60 else "")
+        reason = getattr(error, "strerror", None) or str(error)
+        raise StriateError(f"cannot look for {short}: {reason}", hint="check the path") from error
+    return place
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
@@ -30,7 +51,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~UMASK)
         os.replace(temporary, target)
         temporary = None
     except OSError as error:
@@ -99,9 +120,3 @@ def write_error(path: Path, error: OSError) -> StriateError:
     return StriateError(
         f"cannot write {str(path)!r} ({reason})", hint=hints.get(error.errno or 0, "check the path")
     )
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from striate.core.errors import StriateError
-from striate.core.files import write_error
+from striate.core.files import UMASK, write_error
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def replacing_folder(path: str | os.PathLike[str], mark: str) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
         yield temporary
         # A temporary folder is closed to others; this one takes the rights that `mkdir` gives.
-        temporary.chmod(0o777 & ~_umask())
+        temporary.chmod(0o777 & ~UMASK)
         _free(target, mark)
         if target.exists():
             old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
@@ -56,9 +56,3 @@ def _free(target: Path, mark: str) -> None:
         raise StriateError(
             f"the folder {str(target)!r} holds other files", hint="choose another folder with --out"
         )
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

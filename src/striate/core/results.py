@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +33,36 @@ class Result:
         """Plain JSON values: arrays as nested lists, nested results as mappings."""
         return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
+    def brief(self) -> dict[str, Any]:
+        """Plain JSON values without arrays, which stand once for each image or pixel."""
+        found: dict[str, Any] = _brief(self)
+        return found
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write to `path` by its suffix: .json (everything), .csv (the row fields), .npz (the arrays).
 
+        Arrays of a result within the result are named with it: `scores.predicted`.
+
         Raises:
-            StriateError: another suffix, no rows for a .csv, or the file cannot be written.
+            StriateError: another suffix, no rows for a .csv, no arrays for a .npz, or the file cannot be
+                written.
         """
         target = Path(path)
-        if target.suffix == ".json":
+        suffix = target.suffix.lower()
+        if suffix == ".json":
             return write_text(target, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
-        if target.suffix == ".csv" and self.ROWS:
+        if suffix == ".csv" and self.ROWS:
             return write_text(target, self._csv())
-        if target.suffix == ".npz":
-            return self._save_arrays(target)
+        arrays = self._arrays()
+        if suffix == ".npz" and arrays:
+            return _save_arrays(target, arrays)
         raise StriateError(
             f"cannot save {type(self).__name__} as {target.name!r}",
-            allowed=[".json", ".npz", *([".csv"] if self.ROWS else [])],
+            allowed=[".json", *([".npz"] if arrays else []), *([".csv"] if self.ROWS else [])],
         )
+
+    def _arrays(self) -> dict[str, Any]:
+        return dict(_within(self))
 
     def _csv(self) -> str:
         text = io.StringIO()
@@ -58,21 +71,32 @@ class Result:
         writer.writerows(zip(*(plain(getattr(self, name)) for name in self.ROWS), strict=True))
         return text.getvalue()
 
-    def _save_arrays(self, target: Path) -> Path:
-        import numpy as np
 
-        arrays: dict[str, Any] = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Mapping):
-                arrays |= {
-                    f"{field.name}.{k}": np.asarray(v) for k, v in value.items() if hasattr(v, "__array__")
-                }
-            elif hasattr(value, "__array__"):
-                arrays[field.name] = np.asarray(value)
-        with replacing(target) as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-        return target
+def _within(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The arrays within a result, in its mappings and in results within it, by dotted name."""
+    if isinstance(value, Result):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _within(part, f"{name}.{key}" if name else str(key))
+    elif hasattr(value, "__array__"):
+        yield name, value
+
+
+def _brief(value: Any) -> Any:
+    if isinstance(value, Result):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _brief(part) for key, part in value.items() if not getattr(part, "ndim", 0)}
+    return [_brief(part) for part in value] if isinstance(value, (list, tuple)) else plain(value)
+
+
+def _save_arrays(target: Path, arrays: Mapping[str, Any]) -> Path:
+    import numpy as np
+
+    with replacing(target) as file:
+        np.savez_compressed(file, allow_pickle=False, **{key: np.asarray(v) for key, v in arrays.items()})
+    return target
 
 
 def plain(value: Any) -> Any:

@@ -73,7 +73,8 @@ class Pipeline:
             places.append(slice(start, start + step.draws))
             start += step.draws
         object.__setattr__(self, "draws", start)
-        object.__setattr__(self, "_border", next(iter([*borders, *fallbacks]), None))
+        object.__setattr__(self, "_border", next(iter(borders), None))
+        object.__setattr__(self, "_fallback", next(iter(fallbacks), None))
         pairs = list(zip(self.steps, places, strict=True))
         object.__setattr__(self, "_places", pairs)
         object.__setattr__(self, "_crop", next((p for p in pairs if isinstance(p[0], Crop)), None))
@@ -86,6 +87,7 @@ class Pipeline:
     draws: int = dataclasses.field(init=False, repr=False, compare=False)
     _places: list[tuple[Augmentation, slice]] = dataclasses.field(init=False, repr=False, compare=False)
     _border: str | None = dataclasses.field(init=False, repr=False, compare=False)
+    _fallback: str | None = dataclasses.field(init=False, repr=False, compare=False)
     _crop: tuple[Crop, slice] | None = dataclasses.field(init=False, repr=False, compare=False)
     _moving: list[tuple[Geometry | Bend, slice]] = dataclasses.field(init=False, repr=False, compare=False)
     _bends: bool = dataclasses.field(init=False, repr=False, compare=False)
@@ -238,9 +240,10 @@ class Pipeline:
 
     def border(self, preprocess: Preprocess) -> str:
         """What is seen beyond the image: "reflect", "edge" or "constant" (the mean colour; 255 in a mask)."""
-        if self._border is None:
-            return preprocess.border
-        return "constant" if self._border == "zero" else self._border
+        # A view that is padded has its bars in training, too, unless a border is asked for.
+        padded = preprocess.resize == "pad" and self._crop is None
+        border = self._border or (None if padded else self._fallback) or preprocess.border
+        return "constant" if border == "zero" else border
 
     # ------------------------------------------------------------------ applying
 

@@ -12,6 +12,7 @@ from striate.core.errors import StriateError
 from striate.core.settings import setting
 from striate.data.augmentations import (
     AUGMENTATIONS,
+    BORDER,
     BORDERS,
     Affine,
     Bend,
@@ -21,7 +22,6 @@ from striate.data.augmentations import (
     identities,
 )
 
-BORDER = "what is seen beyond the image; by default as other steps say, else reflect"
 WHOLE = 64
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 BORDERS = ("reflect", "zero", "edge")
+BORDER = "what is seen beyond the image; by default as other steps say, else reflect"
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,8 @@ class PadCrop(Geometry):
 
     draws: ClassVar[int] = 2
     pixels: int = setting(4, help="largest shift in pixels", minimum=0, maximum=4096)
-    border: str = setting("reflect", help="what is seen beyond the image", choices=BORDERS)
+    fallback: ClassVar[str | None] = "reflect"
+    border: str | None = setting(None, help=BORDER, choices=BORDERS)
 
     def matrices(self, u: Floats, height: int, width: int) -> Floats:
         found = identities(len(u))
@@ -233,7 +235,8 @@ class Affine(Geometry):
     translate: float = setting(0.0, help="largest shift as a fraction of the side", minimum=0.0, maximum=1.0)
     scale: float = setting(0.0, help="largest magnification less 1", minimum=0.0, maximum=10.0)
     shear: float = setting(0.0, help="largest shear in degrees, either way", minimum=0.0, maximum=80.0)
-    border: str = setting("reflect", help="what is seen beyond the image", choices=BORDERS)
+    fallback: ClassVar[str | None] = "reflect"
+    border: str | None = setting(None, help=BORDER, choices=BORDERS)
 
     def matrices(self, u: Floats, height: int, width: int) -> Floats:
         spread = 2 * u - 1

@@ -11,7 +11,8 @@ import numpy as np
 from striate.core.errors import StriateError, near
 from striate.data.formats import FORMATS, Options, Raw
 from striate.data.splits import ORDER
-from striate.data.trees import IMAGE_SUFFIXES, SPLIT_NAMES, UNREAD_SUFFIXES, Tree, natural, suffix
+from striate.data.trees import SPLIT_NAMES, UNREAD_SUFFIXES, Tree, natural, suffix
+from striate.images.given import IMAGE_SUFFIXES
 
 CLASS_LISTS = ("classes.txt", "labels.txt", "class_names.txt")
 
@@ -46,10 +47,10 @@ class ClassFolders:
         for path in images:
             parts = path.split("/")
             top = split_of.get(parts[0], "all") if split_of else "all"
-            label = legible(parts[1 if split_of else 0])
             if len(parts) < (3 if split_of else 2) or (split_of and parts[0] not in split_of):
                 loose += 1
                 continue
+            label = legible(parts[1 if split_of else 0])
             members.setdefault(top, []).append((label, path))
         if loose:
             notes.append(f"{loose:,} images outside class folders are left out")

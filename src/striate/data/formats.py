@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from striate.core.errors import StriateError, near, unknown
+from striate.core.files import place_of
 from striate.core.registry import Registry
 from striate.data.archives import archive_tree, is_archive
 from striate.data.classes import match_class
@@ -148,7 +149,7 @@ def open_path(path: str | os.PathLike[str], options: Options = Options()) -> Raw
     Raises:
         StriateError: as `open_data`.
     """
-    place = Path(path).expanduser()
+    place = place_of(path)
     if not place.exists():
         raise _missing(os.fspath(path), place)
     if place.is_dir():
@@ -170,7 +171,7 @@ def open_path(path: str | os.PathLike[str], options: Options = Options()) -> Raw
         )
     if suffix(place.name) in TABLE_SUFFIXES:
         return _open_tree(FilesTree(place.parent, [place.name]), options)
-    beside = sorted(entry.name for entry in place.parent.iterdir() if entry.is_file())
+    beside = [entry.name for entry in _listed(place.parent) if entry.is_file()] or [place.name]
     # Files that belong together, such as IDX; a table beside this file is another data set.
     parts = [n for n in beside if not is_image(n) and suffix(n) not in TABLE_SUFFIXES]
     return _open_tree(FilesTree(place.parent, parts), options, place.name)
@@ -196,7 +197,7 @@ def _missing(spec: str, place: Path) -> StriateError:
     parent = place.parent
     while not parent.is_dir() and parent != parent.parent:
         parent = parent.parent
-    names = sorted(entry.name for entry in parent.iterdir()) if os.access(parent, os.R_OK) else []
+    names = [entry.name for entry in _listed(parent)]
     wanted = place.relative_to(parent).parts[0] if place != parent else place.name
     close = near(wanted, names)
     guess = f"did you mean {' or '.join(repr(str(parent / name)) for name in close)}? G" if close else "g"
@@ -215,6 +216,14 @@ def _title(spec: str) -> str:
     )
 
 
+def _listed(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing where it may not be read, which walking through it tells."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
 _SPLIT_ARCHIVE = re.compile(rf"^(|.*?[-_. ])({'|'.join(SPLIT_NAMES)})(\.[a-z0-9.]+)$", re.IGNORECASE)
 
 
@@ -224,7 +233,7 @@ def _siblings(place: Path) -> dict[str, str]:
     if mine is None or SPLIT_NAMES[mine[2].lower()] != "train":
         return {}
     found: dict[str, str] = {}
-    for entry in sorted(place.parent.iterdir()):
+    for entry in _listed(place.parent):
         other = _SPLIT_ARCHIVE.match(entry.name)
         if other and (other[1], other[3].lower()) == (mine[1], mine[3].lower()):
             split = SPLIT_NAMES[other[2].lower()]
@@ -235,7 +244,7 @@ def _siblings(place: Path) -> dict[str, str]:
 
 def _archives_in(folder: Path) -> dict[str, str]:
     """Split name -> path of the one set of archives (NAME-train.zip, ...) that the folder consists of."""
-    entries = sorted(folder.iterdir())
+    entries = _listed(folder)
     archives = [entry for entry in entries if entry.is_file() and is_archive(entry)]
     folders = [entry for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__"))]
     images = any(is_image(entry.name) for entry in entries)
@@ -272,7 +281,7 @@ def _joined(paths: dict[str, str], options: Options, opened: Raw | None = None) 
         if opened is not None and split == "train":
             raws[split] = opened
             continue
-        place = Path(path).expanduser()
+        place = place_of(path)
         raws[split] = (
             _open_tree(archive_tree(place), options)
             if place.is_file() and is_archive(place)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from striate.core import fetch as fetching
 from striate.core.errors import StriateError
-from striate.core.files import replacing
 from striate.core.machine import cache_folder, offline
 from striate.data.formats import FORMATS, NAMED, Options, Raw, open_path
 from striate.data.idx import raw_arrays
@@ -34,8 +31,6 @@ CIFAR_URL = "https://www.cs.toronto.edu/~kriz"
 CIFAR_FILE = "cifar-10-binary.tar.gz"
 CIFAR_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 CIFAR_SIDE, CIFAR_RECORD = 32, 1 + 3 * 32 * 32
-TIMEOUT = 30.0
-MOST_DOWNLOAD = 1 << 30
 
 
 def data_folders() -> list[Path]:
@@ -150,24 +145,10 @@ def fetch(url: str, sha256: str, target: Path, hint: str) -> Path:
     """The file at `target`, fetched from `url` when it is not there; kept only if its sha256 is right.
 
     Raises:
-        StriateError: offline (or STRIATE_OFFLINE=1), or another content; `hint` says what to do.
+        StriateError: offline (or STRIATE_OFFLINE=1), no answer, or another content; `hint` says what to do.
     """
-    if target.is_file():
-        return target
-    if offline():
-        raise StriateError(f"{target.name} is not on this machine, and STRIATE_OFFLINE is set", hint=hint)
-    total, digest = 0, hashlib.sha256()
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, replacing(target) as file:
-            while block := answer.read(1 << 20):
-                total += len(block)
-                digest.update(block)
-                file.write(block)
-                if total > MOST_DOWNLOAD:
-                    raise StriateError(f"{url} sends more than {MOST_DOWNLOAD:,} bytes", hint=hint)
-            if digest.hexdigest() != sha256:
-                raise StriateError(f"{url} sent another file than expected (sha256 differs)", hint=hint)
-    except (urllib.error.URLError, OSError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise StriateError(f"cannot fetch {url} ({reason})", hint=hint) from error
+    if not target.is_file():
+        if offline():
+            raise StriateError(f"{target.name} is not on this machine, and STRIATE_OFFLINE is set", hint=hint)
+        fetching.fetch(url, target, expected=sha256, hint=hint)
     return target

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from striate.core.errors import StriateError
+from striate.core.machine import free_memory
 from striate.data.folder import CLASS_LISTS, one_class
 from striate.data.formats import FORMATS, Options, Raw
 from striate.data.pools import ArrayPool
@@ -24,7 +25,7 @@ NAME = re.compile(
 )
 SPLITS = {"train": "train", "t10k": "test", "test": "test", "val": "val"}
 UNSIGNED_BYTE = 0x08
-MOST_BYTES = 1 << 33
+MOST_BYTES = 1 << 32
 
 
 class Idx:
@@ -63,7 +64,7 @@ class Idx:
                     hint=f"put the {other} file of the same set into {tree.path!r}",
                 )
         for split in splits:
-            pictures = read_idx(tree.read(found[split, "images"]), found[split, "images"])
+            pictures = read_idx(tree.read(found[split, "images"], MOST_BYTES), found[split, "images"])
             labels = read_idx(tree.read(found[split, "labels"]), found[split, "labels"])
             stacks.append(_as_pictures(pictures, found[split, "images"]))
             targets.append(_as_targets(labels, len(pictures), found[split, "labels"]))
@@ -114,14 +115,19 @@ def read_idx(data: bytes, name: str) -> NDArray[np.uint8]:
         begin = 4 + 4 * head[3]
         shape = struct.unpack(f">{head[3]}I", head[4:begin])
         size = math.prod(shape)
-        if size > MOST_BYTES:
-            raise StriateError(f"{name!r} declares {size:,} bytes", allowed=f"at most {MOST_BYTES:,}")
+        most = MOST_BYTES if (free := free_memory()) is None else min(free, MOST_BYTES)
+        if size > most:
+            raise StriateError(
+                f"{name!r} declares {size:,} bytes, all of which are held in memory",
+                allowed=f"at most {most:,} on this machine",
+                hint="save the images as files in a folder for each class",
+            )
         if packed:
             body = head[begin:] + inflate.decompress(
                 inflate.unconsumed_tail, max(size + begin - len(head), 0) + 1
             )
         else:
-            body = data[begin:]
+            body = memoryview(data)[begin:]
     except (zlib.error, struct.error) as error:
         raise StriateError(f"{name!r} is damaged ({error})", hint="fetch it again") from error
     if len(body) != size or (packed and not inflate.eof):

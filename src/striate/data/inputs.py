@@ -83,7 +83,7 @@ class LocalContrast(Step):
 
     v = x - sum w x over a Gaussian window and all channels, with weights that sum to 1 (inside the view, at
     its borders); y = v / max(c, d), d = sqrt(sum w v^2), c the mean of d over the view. The Gaussian's
-    deviation is a quarter of the window's side. Jarrett et al. 2009, section 3.1.
+    deviation is a quarter of the window's side. Jarrett et al. 2009, section 3.1 (who take 1.591 for 9).
     """
 
     name: ClassVar[str] = "lcn"

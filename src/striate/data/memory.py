@@ -126,7 +126,7 @@ def same(pictures: NDArray[np.uint8], preprocess: Preprocess) -> bool:
 
 
 def fits_memory(split: Split, preprocess: Preprocess, pipeline: Pipeline) -> bool:
-    """Whether a split is kept in memory: at most 1 GiB of views, and nothing lost by keeping those.
+    """Whether a split is kept in memory: at most 1 GiB of views and masks, and nothing lost by keeping those.
 
     That is so when the images are their own views, as 64 of them tell; or when the views are small (at
     most 64 pixels) and no crop is drawn from the full image.
@@ -143,7 +143,8 @@ def fits_memory(split: Split, preprocess: Preprocess, pipeline: Pipeline) -> boo
     if not sizes:
         return False
     size = preprocess.size or next(iter(sizes))
-    if len(split) * size[0] * size[1] * preprocess.channels > LIMIT:
+    mask = 4 if split.targets is None and split.masks is not None else 0
+    if len(split) * size[0] * size[1] * (preprocess.channels + mask) > LIMIT:
         return False
     if all(preprocess.same_pixels(*found) for found in sizes):
         return True

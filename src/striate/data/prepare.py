@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from striate.core.errors import BadImage, StriateError
-from striate.core.files import write_bytes, write_error
+from striate.core.files import place_of, write_bytes, write_error
 from striate.core.machine import check_threads, end_with_parent, processors
 from striate.core.results import Result
 from striate.data.archives import archive_tree, is_archive
@@ -114,7 +114,7 @@ def prepare(
         StriateError: nothing there, no images, `out` holds other things or lies in `data`, or cannot be
             written.
     """
-    tree, target = _tree(data), Path(out).expanduser()
+    tree, target = _tree(data), place_of(out)
     _check(tree, target)
     known = _begin(tree, target)
     job = (tree.pool(tree.files), str(target), known)
@@ -147,7 +147,7 @@ def prepare(
 
 
 def _tree(data: str | os.PathLike[str]) -> Tree:
-    place = Path(data).expanduser()
+    place = place_of(data)
     if place.is_dir():
         return FolderTree(place)
     if place.is_file() and is_archive(place):

@@ -129,8 +129,16 @@ class Step(ABC):
         )
 
     def __str__(self) -> str:
-        values = [f"{getattr(self, f.name):g}" for f in fields(self) if getattr(self, f.name) != f.default]
-        return f"{self.name}({', '.join(values)})" if values else self.name
+        values = [getattr(self, f.name) for f in fields(self)]
+        # Numbers go by their place, so only those at the end can be left out.
+        while values and values[-1] == fields(self)[len(values) - 1].default:
+            values.pop()
+        return f"{self.name}({', '.join(map(_written, values))})" if values else self.name
+
+
+def _written(value: float) -> str:
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 INPUTS: Registry[type[Step]] = Registry("input statistic", "striate.data")

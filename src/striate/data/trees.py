@@ -10,10 +10,9 @@ from pathlib import Path
 
 from striate.core.errors import StriateError
 from striate.data.pools import FilePool, Pool, read_file
+from striate.images.given import IMAGE_SUFFIXES
 
-_READ = "jpg jpeg jpe jfif png gif webp bmp dib tif tiff ppm pgm pbm pnm"
 _UNREAD = "heic heif avif jp2 jxl svg psd dcm nii npy exr"
-IMAGE_SUFFIXES = frozenset(f".{name}" for name in _READ.split(" "))
 UNREAD_SUFFIXES = frozenset(f".{name}" for name in _UNREAD.split(" "))
 SPLIT_NAMES = {
     "train": "train",
@@ -78,7 +77,8 @@ class Tree:
 
     def read(self, path: str, limit: int = TEXT_LIMIT) -> bytes:
         """The bytes of one file; raises StriateError."""
-        data = self.pool([path]).read(0)
+        pool = self.pool([path])
+        data = read_file(pool.place(0), limit) if isinstance(pool, FilePool) else pool.read(0)
         if len(data) > limit:
             raise StriateError(f"{path!r} in {self.path!r} is too large", allowed=f"at most {limit:,} bytes")
         return data
@@ -104,10 +104,6 @@ class FilesTree(Tree):
         super().__init__(folder, names, (), lambda paths, own: FilePool(folder, paths, own))
         self.prefix = ""
         self.on_disk = True
-
-    def read(self, path: str, limit: int = TEXT_LIMIT) -> bytes:
-        """The bytes of one file; raises StriateError."""
-        return read_file(str(Path(self.path, path)), limit)
 
 
 def is_image(path: str) -> bool:

@@ -68,13 +68,6 @@ class Evaluation(Result):
         }
         return {**super().to_dict(), **rates}
 
-    def brief(self) -> dict[str, Any]:
-        """Plain JSON values without those that stand once for each image."""
-        values = self.to_dict()
-        arrays = [name for name in values["scores"] if hasattr(getattr(self.scores, name), "shape")]
-        values["scores"] = {k: v for k, v in values["scores"].items() if k not in arrays}
-        return values
-
     def lines(self) -> list[str]:
         """The scores with their intervals, what they cost, and what was left out, as text."""
         figures = self.scores.summary()

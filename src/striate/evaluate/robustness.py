@@ -52,10 +52,6 @@ class Robustness(Result):
     bad: tuple[tuple[str, str], ...]
     notes: tuple[str, ...] = ()
 
-    def brief(self) -> dict[str, Any]:
-        """Plain JSON values; nothing stands once for each image."""
-        return self.to_dict()
-
     def lines(self) -> list[str]:
         """Accuracy by corruption (rows) and severity (columns), then the means and the consistency."""
         rows = [("top-1", *(f"severity {s}" for s in SEVERITIES), "mean")]

@@ -33,12 +33,12 @@ def evaluate_verb(
         raise StriateError(f"{' and '.join(chosen)} are given together", hint="give one of them")
     if grid is not None and not grid.strip():
         raise StriateError("--grid is empty", allowed="vgg, or protocols joined by ';'")
+    if trained_side is not None and grid is None:
+        raise StriateError("--trained-side is given without --grid vgg", hint="write the sizes behind @")
     if corruptions:
         if len(several) > 1:
             raise StriateError("--corruptions takes one model", hint="test the models one by one")
         return robustness(several[0], data, **how)
     if grid is not None or len(several) > 1:
         return compare(several, data, grid or [protocol], trained_side=trained_side, **how)
-    if trained_side is not None:
-        raise StriateError("--trained-side is given without --grid vgg", hint="write the sizes behind @")
     return evaluate(several[0], data, protocol=protocol, **how)

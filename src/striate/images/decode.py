@@ -18,7 +18,7 @@ from striate.images.containers import declared
 from striate.images.declared import Declared, Malformed
 from striate.images.jpeg import Enough, Look, decode_jpeg, reduction, upright
 from striate.images.pnm import decode_pnm
-from striate.images.rasters import STRIP, hush, open_picture, to_array
+from striate.images.rasters import STRIP, hush, open_picture, stored_values, to_array
 
 Source = bytes | str | os.PathLike[str]
 Bytes = npt.NDArray[np.uint8]
@@ -118,12 +118,9 @@ def decode_index(source: Source, limits: Limits = DEFAULT_LIMITS) -> npt.NDArray
         )
     try:
         if info.format == "PPM":
-            values = decode_pnm(data, info)
+            values = decode_pnm(data, info, stored=True)
         else:
-            picture = open_picture(data, info, 1)
-            values = np.asarray(picture) if picture.mode in _INDEX_MODES else np.zeros((1, 1, 3))
-            if picture.mode == "L" and info.format == "PNG" and info.bits in (2, 4):
-                values = values // (255 // ((1 << info.bits) - 1))  # Pillow stretches 2 and 4 bits to 0..255
+            values = stored_values(open_picture(data, info, 1), info.bits)
     except Exception as error:
         raise _refused(name, info, error) from error
     if values.ndim != 2:
@@ -157,9 +154,6 @@ def to_image(value: Any, channels: int = 3, at_least: int | None = None) -> Byte
     raise BadImage(
         f"an image of type {type(value).__name__}", allowed="a path, file bytes, an array, a PIL image"
     )
-
-
-_INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def _check_channels(channels: int) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 from striate.core.errors import StriateError
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+_READ = "jpg jpeg jpe jfif png gif webp bmp dib tif tiff ppm pgm pbm pnm"
+IMAGE_SUFFIXES = tuple(f".{name}" for name in _READ.split(" "))
+"""Of files that are taken for images; what they are their content decides."""
 
 
 def is_one(images: Any) -> bool:
@@ -47,10 +49,10 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
         path
         for path in Path(folder).rglob("*")
         # Names with a leading dot are what systems leave beside pictures, such as macOS's ._photo.jpg.
-        if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
     if not found:
-        raise StriateError(f"there is no image in the folder {os.fspath(folder)!r}", allowed=ENDINGS)
+        raise StriateError(f"there is no image in the folder {os.fspath(folder)!r}", allowed=IMAGE_SUFFIXES)
     return found
 
 

@@ -13,8 +13,10 @@ from striate.images.declared import Declared, Malformed
 MAX_DIGITS = 8_000_000  # bytes of a file written in digits: about a second
 
 
-def decode_pnm(data: bytes, info: Declared) -> npt.NDArray[Any]:
+def decode_pnm(data: bytes, info: Declared, *, stored: bool = False) -> npt.NDArray[Any]:
     """The samples of a PBM, PGM or PPM file as uint8 or uint16 (H, W[, 3]), scaled to the full range.
+
+    stored: as they are stored, not scaled; of a PBM 1 is black.
 
     Raises:
         Malformed: the header or the samples are broken; ValueError where there are too few samples.
@@ -39,6 +41,8 @@ def decode_pnm(data: bytes, info: Declared) -> npt.NDArray[Any]:
     else:
         values = np.frombuffer(data, np.uint8 if top < 256 else ">u2", count, start)
     values = values.reshape(shape)
+    if stored:
+        return values
     if kind in (1, 4):
         return np.asarray(np.where(values, 0, 255), dtype=np.uint8)
     full = 255 if top < 256 else 65535

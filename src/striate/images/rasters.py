@@ -66,6 +66,8 @@ def hush() -> None:
                 ctypes.CDLL(str(library)).TIFFSetErrorHandler(None)
 
 
+_INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
+_PHOTOMETRIC = 262  # TIFF's tag: 0 where 0 is white, 1 where it is black
 _hushed: list[bool] = []
 _PLUGIN_MODULES = r"PIL\.(Tiff|Png|Gif|WebP|Bmp|Jpeg)ImagePlugin"
 _FILTER = ("ignore", None, Warning, re.compile(_PLUGIN_MODULES), 0)
@@ -81,6 +83,21 @@ def to_array(picture: Image.Image, channels: int) -> npt.NDArray[np.uint8]:
         strip = picture.crop((0, top, width, min(top + rows, height))) if rows < height else picture
         answer[top : top + rows] = to_uint8(_strip(strip, key, picture.format == "PNG"), channels)
     return answer
+
+
+def stored_values(picture: Image.Image, bits: int) -> npt.NDArray[Any]:
+    """Grey values (H, W) of so many bits, or palette indices, as they are stored; (1, 1, 3) for colours."""
+    if picture.mode not in _INDEX_MODES:
+        return np.zeros((1, 1, 3))
+    values = np.asarray(picture)
+    if picture.mode not in ("1", "L"):
+        return values
+    # Pillow stretches 2 and 4 bits to 0..255, and turns a TIFF round in which 0 is white.
+    if picture.mode == "L" and bits in (2, 4) and picture.format in ("PNG", "TIFF"):
+        values = values // (255 // ((1 << bits) - 1))
+    if picture.format == "TIFF" and picture.tag_v2.get(_PHOTOMETRIC, 0) == 0:  # type: ignore[attr-defined]
+        values = ((1 << bits) - 1) - values.astype(np.uint8)
+    return values
 
 
 def _strip(strip: Image.Image, key: Any, wide: bool) -> npt.NDArray[Any]:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from striate.core.errors import BadModelFile, StriateError, unknown
+from striate.core.fetch import HEX, fetch, sha256
 from striate.core.files import write_text
 from striate.core.machine import cache_folder, offline
-from striate.nets.fetch import HEX, fetch, sha256
 
 HUB = "https://huggingface.co"
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from striate.core.errors import BadModelFile
+from striate.core.fetch import sha256
 from striate.nets import keys
-from striate.nets.fetch import sha256
 from striate.nets.net import NETS, Net, skeleton
 from striate.nets.published import CARDS, Card, is_published, locate, published, resembles
 

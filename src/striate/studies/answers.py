@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from striate.core.errors import StriateError
+from striate.core.errors import BadImage, StriateError
 from striate.core.files import check_target, write_text
 from striate.core.results import Result
+from striate.engines.chooser import check_name
 from striate.images import draw
 from striate.images.decode import to_image
 from striate.model import Model, image_files, load
+
+SUFFIXES = (".csv", ".json")
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,9 @@ class Answers(Result):
 
     ROWS = ("files", "answers")
 
-    files: Sequence[str]
-    answers: Sequence[Any]
-    bad: Sequence[tuple[str, str]] = ()
+    files: list[str]
+    answers: list[Any]
+    bad: list[tuple[str, str]]
     engine: str = "eager"
     notes: Sequence[str] = ()
 
@@ -66,20 +70,38 @@ def predict_files(
 ) -> Answers:  # fmt: skip
     """Predict for files and folders; `out` takes a .csv or .json file, or a folder for masks.
 
+    Masks that are written to a folder are not kept in the answers.
+
     Raises:
-        StriateError: nothing to predict, an unreadable file (unless `skip_bad`), a suffix that is not known.
+        StriateError: nothing to predict, an unreadable file (unless `skip_bad`), a suffix that is not known
+            or does not fit the model's answers.
     """
     if out:
-        check_target(out, [".csv", ".json"], folder=True)
-    loaded = load(model)
-    found = loaded.predict(
-        list(expand(paths)), top=top, batch=batch, threads=threads or None, device=device,
-        on_error="skip" if skip_bad else "raise", engine=engine,
-    )  # fmt: skip
-    pairs = [pair for pair in zip(found.names, found, strict=True) if pair[1] is not None]
-    result = Answers([name for name, _ in pairs], [answer for _, answer in pairs], found.bad, *ran_on(loaded))
-    if out:
-        _write(result, loaded, Path(out))
+        check_target(out, SUFFIXES, folder=True)
+    loaded, files = load(model), list(expand(paths))
+    places = _places(loaded, files, Path(out)) if out else {}
+    loaded.to(device)
+    loaded.engine = check_name(engine)
+    result = Answers([], [], [])
+    for number, (name, answer) in enumerate(
+        loaded.stream(
+            files, top=top, batch=batch, threads=threads or None, on_error="skip" if skip_bad else "raise"
+        )
+    ):
+        if isinstance(answer, BadImage):
+            result.bad.append((name, str(answer)))
+            continue
+        if number in places:
+            mask, overlay = places[number]
+            draw.save(mask, answer.mask[..., None])
+            draw.save(overlay, loaded.task.draw(to_image(name), answer))
+            answer = dataclasses.replace(answer, mask=answer.mask[:0, :0])
+        result.files.append(name)
+        result.answers.append(answer)
+    engine, notes = ran_on(loaded)
+    result = dataclasses.replace(result, engine=engine, notes=notes)
+    if out and not places:
+        _write(result, Path(out))
     return result
 
 
@@ -89,20 +111,46 @@ def ran_on(model: Model) -> tuple[str, list[str]]:
     return engines.told(), list(engines.notes)
 
 
-def _write(result: Answers, model: Model, out: Path) -> None:
-    if out.suffix == ".json":
-        result.save(out)
-    elif out.suffix == ".csv":
-        _write_table(result, out)
-    else:
-        _write_masks(result, model, out)
+def _places(model: Model, files: Sequence[str], out: Path) -> dict[int, tuple[Path, Path]]:
+    """Where the mask and the overlay of each file go; nothing where `out` is no folder.
 
-
-def _write_table(result: Answers, out: Path) -> None:
-    """One row a file: file, then label_1, probability_1, label_2, ... as far as any answer goes."""
-    tops = [answer.top for answer in result.answers if hasattr(answer, "top")]
-    if len(tops) < len(result.answers):
+    Raises:
+        StriateError: `out` cannot hold the answers of such a model, or is where the pictures lie.
+    """
+    suffix = out.suffix.lower()
+    if model.task.dense and suffix == ".csv":
         raise StriateError("masks do not fit into a table", hint="give a folder with --out, or a .json file")
+    if suffix in SUFFIXES:
+        return {}
+    if not model.task.dense:
+        raise StriateError(
+            f"a {model.task.name} model gives no masks", hint="give a .csv or .json file with --out"
+        )
+    given = {Path(file).resolve() for file in files}
+    taken: set[str] = set()
+    found = {}
+    for number, file in enumerate(files):
+        stem = Path(file).stem
+        while not taken.isdisjoint((f"{stem}.png", f"{stem}_overlay.png")):
+            stem += "_"
+        mask, overlay = out / f"{stem}.png", out / f"{stem}_overlay.png"
+        for place in (mask, overlay):
+            taken.add(place.name)
+            if place.resolve() in given:
+                raise StriateError(
+                    f"the mask {str(place)!r} would take the place of a picture that was given",
+                    hint="give another folder with --out",
+                )
+        found[number] = mask, overlay
+    return found
+
+
+def _write(result: Answers, out: Path) -> None:
+    """A .json file of everything; a .csv file of a row a file: label_1, probability_1, label_2, ..."""
+    if out.suffix.lower() == ".json":
+        result.save(out)
+        return
+    tops = [answer.top for answer in result.answers]
     most = max((len(top.labels) for top in tops), default=0)
     head = [f"{kind}_{k}" for k in range(1, most + 1) for kind in ("label", "probability")]
     text = io.StringIO()
@@ -112,28 +160,3 @@ def _write_table(result: Answers, out: Path) -> None:
         pairs = zip(top.labels, top.probabilities, strict=True)
         writer.writerow([file, *(cell for pair in pairs for cell in pair)])
     write_text(out, text.getvalue())
-
-
-def _write_masks(result: Answers, model: Model, out: Path) -> None:
-    """The index mask of each file as .png (8 bit), and the image with its classes laid over it."""
-    if any(not hasattr(answer, "mask") for answer in result.answers):
-        raise StriateError(
-            f"a {model.task.name} model gives no masks", hint="give a .csv or .json file with --out"
-        )
-    taken: dict[str, None] = {}
-    for file in result.files:
-        stem = Path(file).stem
-        while not taken.keys().isdisjoint((f"{stem}.png", f"{stem}_overlay.png")):
-            stem += "_"
-        taken |= {f"{stem}.png": None, f"{stem}_overlay.png": None}
-    given = {Path(file).resolve() for file in result.files}
-    for name in taken:
-        if (out / name).resolve() in given:
-            raise StriateError(
-                f"the mask {str(out / name)!r} would take the place of a picture that was given",
-                hint="give another folder with --out",
-            )
-    names = iter(taken)
-    for file, answer in zip(result.files, result.answers, strict=True):
-        draw.save(out / next(names), answer.mask.astype("uint8")[..., None])
-        draw.save(out / next(names), model.task.draw(to_image(file), answer))

@@ -32,7 +32,7 @@ def bench(
     from striate.studies.bench import bench_verb
 
     if out:
-        check_target(out, [".json", ".csv", ".npz"])
+        check_target(out, [".json", ".csv"])
     result = bench_verb(
         action, target, data=data, size=size, batch=batch, steps=steps, threads=threads, device=device,
         augment=augment, engine=engine, with_peak=peak,

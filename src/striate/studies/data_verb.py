@@ -46,7 +46,7 @@ def data(
     if action == "prepare":
         return _prepare(path, out, workers)
     if out and action == "check":
-        check_target(out, [".json", ".csv", ".npz"])
+        check_target(out, [".json", ".csv"])
     elif out:
         raise StriateError("'data describe' writes no file", hint="leave out --out, or take 'data check'")
     dataset = open_data(path, strict=False)

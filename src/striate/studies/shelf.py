@@ -164,7 +164,7 @@ def _basis(card: Card) -> str:
 
 def _file(path: Path) -> Verified:
     """Say which card a file belongs to, by its hash, else by its name."""
-    from striate.nets.fetch import sha256
+    from striate.core.fetch import sha256
     from striate.nets.weights import load_state
 
     digest = sha256(path)

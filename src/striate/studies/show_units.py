@@ -47,6 +47,7 @@ def units(
         out: a folder for the atlas, or a .html, .png, .jpg, .npz or .json file; by default units-MODEL
     """
     from striate.core import machine
+    from striate.core.files import check_target
     from striate.evaluate.reading import check_counts, computing
     from striate.model import load
 
@@ -58,6 +59,8 @@ def units(
         suffix = ".png"
     elif not over_training and suffix not in SUFFIXES:
         raise StriateError(f"cannot write an atlas as {suffix!r}", allowed=("a folder", *SUFFIXES[1:]))
+    if out:
+        check_target(out, [suffix] if suffix else [], folder=not suffix)
     machine.keep_heap()
     check_counts(batch, threads)
     with computing(threads):

@@ -7,6 +7,7 @@ from typing import Any
 
 from striate.core.answer import Answer
 from striate.core.errors import StriateError
+from striate.core.files import check_target
 from striate.visualize.wishes import Dream, Style
 
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -72,10 +73,11 @@ def stylize(
 
 
 def _target(name: str, *, film: bool) -> str:
-    """The file to write, its suffix checked before hours of work."""
+    """The file to write, checked before hours of work."""
     allowed = (*PICTURES, *FILMS) if film else PICTURES
     if Path(name).suffix.lower() not in allowed:
         raise StriateError(f"cannot write {name!r}", allowed=allowed, hint="give --out with such an ending")
+    check_target(name, allowed)
     return name
 
 

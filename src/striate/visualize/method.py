@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,6 +23,7 @@ from striate.core.registry import Registry
 from striate.core.results import Result
 from striate.images import draw
 from striate.images.decode import to_image
+from striate.images.given import is_one, several
 from striate.layers.winograd import tiled
 from striate.nets.taps import leaves_as_found
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from striate.model import Model
 
 Pixels = NDArray[np.uint8]
+SUFFIXES = (".png", ".svg", ".npz", ".json")
 # A picture of more images would be too large to read, and its arrays to hold.
 MOST_IMAGES = 64
 
@@ -94,8 +97,7 @@ class Picture(Result):
         if suffix == ".json":
             return super().save(target)
         raise StriateError(
-            f"cannot save a picture as {target.suffix or 'a file without suffix'!r}",
-            allowed=[".png", ".svg", ".npz", ".json"],
+            f"cannot save a picture as {target.suffix or 'a file without suffix'!r}", allowed=SUFFIXES
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -221,24 +223,10 @@ def _method(method: str | Method, options: Mapping[str, Any]) -> Method:
 
 
 def _several(images: Any) -> list[Any]:
-    """The images as a list; one image is a list of one."""
+    """The images as a list; one image is a list of one, and of very many only as many as tell that."""
     if images is None:
         return []
-    if isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(images, "convert"):
-        return [images]
-    if hasattr(images, "__array__"):
-        return list(images) if getattr(images, "ndim", 0) == 4 else [images]
-    if not isinstance(images, Iterable):
-        raise StriateError(
-            f"an image is given as {type(images).__name__}",
-            allowed="a path, bytes, an array (H, W[, C]), a PIL image, or a list of them",
-        )
-    found = []
-    for image in images:
-        found.append(image)
-        if len(found) > MOST_IMAGES:
-            break
-    return found
+    return [images] if is_one(images) else list(itertools.islice(several(images), MOST_IMAGES + 1))
 
 
 def class_index(target: int | str, classes: Sequence[str]) -> int:

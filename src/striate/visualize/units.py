@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from striate.core.errors import StriateError, unknown
-from striate.core.files import replacing
 from striate.core.results import Result, plain
 from striate.data.loaders import Batch, Loader
 from striate.data.samples import Split
@@ -142,10 +140,8 @@ class Units(Result):
         values: dict[str, Any] = _finite(super().to_dict())
         return values
 
-    def _save_arrays(self, target: Path) -> Path:
-        with replacing(target) as file:
-            np.savez_compressed(file, allow_pickle=False, **self.arrays())
-        return target
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        return self.arrays()
 
 
 def find_units(
