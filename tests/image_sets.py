@@ -24,6 +24,13 @@ def png(seed: int, size: tuple[int, int] = (6, 5), grey: bool = False) -> bytes:
     return file.getvalue()
 
 
+def coded(image: np.ndarray, **options: object) -> bytes:
+    """As JPEG by Pillow."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
 def write(root: Path, files: Mapping[str, bytes]) -> Path:
     for name, data in files.items():
         path = root / name

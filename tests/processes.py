@@ -10,6 +10,8 @@ import os
 import random
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -28,8 +30,11 @@ def start(target: Callable[..., None], *arguments: Any) -> ForkServerProcess:
     return process
 
 
-def train(folder: str, fault: int, data: str, settings: dict[str, Any]) -> None:
-    """Train or go on in `folder`; with a fault, die by SIGKILL at that many calls into writing."""
+def train(folder: str, fault: int, data: str, settings: dict[str, Any], share: float = 0.0) -> None:
+    """Train or go on in `folder`.
+
+    With a fault, die by SIGKILL at that many calls into writing; with a share, in the third step.
+    """
     import torch
 
     from striate.core.errors import StriateError
@@ -38,6 +43,8 @@ def train(folder: str, fault: int, data: str, settings: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     if fault:
         die_while_writing(fault)
+    if share:
+        die_in_a_step(share)
     try:
         session.train(data, out=folder, resume=True, progress=False, threads=1, **settings)
     except StriateError as error:
@@ -88,6 +95,29 @@ def die_while_writing(count: int) -> None:
     os.fdopen = fdopen  # type: ignore[assignment]
     os.fsync = guarded(os.fsync)
     os.replace = guarded(os.replace)
+
+
+def die_in_a_step(share: float) -> None:
+    """Let the process be killed in its third step, at this share of the time that the second one took.
+
+    It makes no fourth: how far it comes does not depend on how fast it is. Every step writes a checkpoint.
+    """
+    from striate.train.checkpoint import LAST
+
+    replace, times = os.replace, []
+
+    def replaced(source: Any, target: Any) -> None:
+        replace(source, target)
+        if Path(target).name != LAST:
+            return
+        times.append(time.monotonic())
+        if len(times) == 2:
+            after = share * (times[1] - times[0])
+            threading.Timer(after, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        if len(times) == 3:
+            time.sleep(60)
+
+    os.replace = replaced
 
 
 def train_parallel(

@@ -10,11 +10,12 @@ import pytest
 import torch
 from scipy.special import betaincinv
 
+from loading import same
 from striate.core.errors import StriateError
 from striate.data import philox
 from striate.data.augment import parse
 from striate.data.augment_mix import CutMix, Mixup, beta
-from striate.data.loaders import Batch, Loader
+from striate.data.loaders import Loader
 from striate.data.pools import FilePool
 from striate.data.preprocess import Preprocess
 from striate.data.samples import Split
@@ -42,14 +43,6 @@ def split_of(kind: str = "classes", count: int = 30) -> Split:
 def loader(split: Split, augment: str, **how: object) -> Loader:
     plain: dict[str, object] = {"batch": 7, "seed": 3, "train": True, "classes": CLASSES, "workers": 0}
     return Loader(split, VIEW, augment=augment, **(plain | how))  # type: ignore[arg-type]
-
-
-def same(first: list[Batch], second: list[Batch]) -> None:
-    assert len(first) == len(second)
-    for a, b in zip(first, second, strict=True):
-        np.testing.assert_array_equal(a.index, b.index)
-        assert torch.equal(a.images, b.images)
-        assert torch.equal(a.targets, b.targets)
 
 
 # ------------------------------------------------------------------ how much

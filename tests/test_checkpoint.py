@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from striate.core import files
 from striate.core.errors import BadModelFile, StriateError
-from striate.train.checkpoint import clean, pack, read_checkpoint, restore_net, unpack, write_checkpoint
+from striate.train.checkpoint import (
+    clean,
+    pack,
+    read_checkpoint,
+    restore_net,
+    restore_optimizer,
+    unpack,
+    write_checkpoint,
+)
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 TREES = st.recursive(
@@ -118,3 +126,18 @@ def test_a_checkpoint_of_another_net_is_refused() -> None:
         restore_net(net, {"weight": torch.ones(2, 4), "bias": torch.ones(2)})
     with pytest.raises(StriateError, match="extra"):
         restore_net(net, {**net.state_dict(), "extra": torch.ones(1)})
+
+
+def test_histories_in_lists_go_to_the_device_of_the_weights() -> None:
+    """L-BFGS keeps its past steps in lists: read from a file, they lie on the processor."""
+    weight = torch.nn.Parameter(torch.empty(2, 3, device="meta"))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    state = {
+        "old_dirs": [torch.ones(6), torch.ones(6)], "al": [None, torch.ones(())], "d": torch.ones(6),
+        "n_iter": 3, "same": [torch.ones(2, 3)],
+    }  # fmt: skip
+    restore_optimizer(optimizer, {"state": {0: state}})
+    found = optimizer.state[weight]
+    placed = [*found["old_dirs"], found["al"][1], found["d"], *found["same"]]
+    assert {tensor.device.type for tensor in placed} == {"meta"}
+    assert (found["al"][0], found["n_iter"], len(found["old_dirs"])) == (None, 3, 2)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from clocks import Ticks
 from little_models import conv_model
 from striate.core.machine import cache_folder
 from striate.engines import chooser, race, record
@@ -21,15 +22,6 @@ from striate.engines.source import Source
 
 BATCH = torch.linspace(-1, 1, 4 * 12).reshape(4, 3, 2, 2)
 CPU = torch.device("cpu")
-
-
-class Ticks:
-    """A clock that moves only when somebody works."""
-
-    now = 0.0
-
-    def perf_counter(self) -> float:
-        return self.now
 
 
 class Ticking(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from little_models import CLASSES, conv_model, found, pictures
+from little_models import CLASSES, conv_model, found, pictures, sharp
 from striate import cli
 from striate.core.errors import StriateError
 from striate.data.preprocess import Preprocess
@@ -26,14 +26,6 @@ from striate.images import draw
 from striate.model import Model
 from striate.nets.net import Net, create_net
 from striate.tasks.classification import Classification
-
-
-def sharp(model: Model, factor: float = 60) -> Model:
-    """The model with a head that decides: random little nets give every class a third."""
-    with torch.no_grad():
-        model.net.fc3.weight.mul_(factor)
-        model.net.fc3.bias.zero_()
-    return model
 
 
 def two_models() -> tuple[Model, Model]:
@@ -321,6 +313,20 @@ def test_the_grid_of_vgg_from_the_command_line(
     for name in ("centre crop", "single scale, dense", "multi-scale, dense", "multi-crop", "and dense"):
         assert name in text
     assert len(out.read_text().splitlines()) == 6
+
+
+def test_what_evaluate_writes_has_one_entry_an_image(
+    on_disk: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "scores.json"
+    words = ["evaluate", str(on_disk[0]), str(on_disk[2]), "--threads", "1", "--out", str(out), "--json"]
+    assert cli.main(words) == 0
+    scores = json.loads(out.read_text())["scores"]
+    each = {"index", "true", "predicted", "confidence", "sample_score"}
+    assert {len(scores[name]) for name in each} == {8}
+    assert sorted(scores["index"]) == list(range(8))
+    assert sum(a == b for a, b in zip(scores["true"], scores["predicted"], strict=True)) == scores["correct"]
+    assert not each & json.loads(capsys.readouterr().out)["scores"].keys()
 
 
 def test_fusion_from_the_command_line(

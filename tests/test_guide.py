@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
 from striate import cli
+from striate.arguments import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
@@ -34,22 +38,40 @@ def test_every_block_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.Monke
         assert (tmp_path / left).stat().st_size > 0
 
 
-def test_the_pages_name_only_verbs_and_flags_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    helps = {}
-    for verb in cli.VERBS:
-        cli.main([verb, "--help"])
-        helps[verb] = capsys.readouterr().out
-    pages = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+def commands(page: Path) -> list[tuple[str, list[str]]]:
+    """Each command line on a page, in its blocks and in its running text, and the words after `striate`."""
+    text = page.read_text().replace("\\\n", " ")
+    running = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    lines = re.findall(r"^striate (.+)$", text, flags=re.MULTILINE)
+    lines += re.findall(r"`striate ([^`]+)`", running)
+    return [(f"{page.name}: {line}", shlex.split(line, comments=True)) for line in lines]
+
+
+def actions(verb: Callable[..., object]) -> tuple[str, ...]:
+    """What the first argument of a verb may be; nothing where that is free."""
+    first = next(iter(get_type_hints(verb).values()))
+    return get_args(first) if get_origin(first) is Literal else ()
+
+
+def test_the_pages_name_only_verbs_and_flags_that_exist() -> None:
+    flags = {verb: make_parser(verb, call)._option_string_actions for verb, call in cli.VERBS.items()}
     checked = 0
-    for page in pages:
-        for line in re.findall(r"^striate (.+)$", page.read_text().replace("\\\n", " "), flags=re.MULTILINE):
-            verb, *words = shlex.split(line, comments=True)
-            if verb.startswith("-"):
+    for page in PAGES:
+        for where, (verb, *words) in commands(page):
+            if verb.startswith("-") or verb == "VERB":
                 continue
-            assert verb in helps, f"{page.name}: {line}"
+            assert verb in flags, where
+            allowed = actions(cli.VERBS[verb])
+            assert not (words and allowed) or words[0] in allowed, where
             for word in words:
-                if word.startswith("--") and not word.startswith("--options."):
+                if word.startswith("--"):
                     flag = "--" + word[2:].split("=")[0].replace("-", "_").split(".")[0]
-                    assert flag in helps[verb], f"{page.name}: {line}"
+                    assert flag in flags[verb], where
             checked += 1
-    assert checked > 10
+    assert checked > 150
+
+
+def test_the_page_names_all_that_can_be_listed() -> None:
+    text = (ROOT / "docs" / "more.md").read_text()
+    (told,) = re.findall(r"^`list` shows .*?(?=\n\n)", text, flags=re.MULTILINE | re.DOTALL)
+    assert sorted(re.findall(r"`(\w+)`", told)[1:]) == sorted(get_args(cli.ListKind))

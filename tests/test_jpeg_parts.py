@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from image_sets import coded
 from striate.data.augment import parse
 from striate.data.pools import FilePool
 from striate.data.preprocess import Preprocess
@@ -30,13 +31,6 @@ def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     y, x = np.mgrid[:height, :width]
     waves = np.stack([np.sin(x / 7 + y / 5), np.cos(x / 11), np.sin(y / 3)], -1) * 90 + 128
     return np.clip(waves + rng.normal(0, 12, waves.shape), 0, 255).astype(np.uint8)
-
-
-def coded(image: NDArray[np.uint8], **options: object) -> bytes:
-    """As JPEG."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", **options)
-    return buffer.getvalue()
 
 
 @settings(max_examples=60, deadline=None)

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+from clocks import Ticks
 from loading import AUGMENT, VIEW, in_memory, loader, on_disk, pixels, same
 from striate.core.errors import StriateError
+from striate.data import loaders
 from striate.data.augment import parse
 from striate.data.loaders import Batch, Loader
 from striate.data.pools import ArrayPool
@@ -247,22 +249,26 @@ def test_an_error_that_is_no_bad_image_comes_up_once_and_ends_the_threads() -> N
 # ------------------------------------------------------------------ bounds and a clean end
 
 
-class Slow(Split):
-    """Counts what was read; waits for a gate."""
+class Counting(Split):
+    """Counts what was read; each image takes a second of a clock."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, clock: Ticks | None = None) -> None:
         super().__init__("train", ArrayPool(pixels(count)), np.arange(count), np.zeros(count, dtype=np.int64))
         self.read_so_far = 0
-        self.lock = threading.Lock()
+        self.lock, self.clock = threading.Lock(), clock or Ticks()
 
     def image(self, index: int, **how: Any) -> np.ndarray:
         with self.lock:
             self.read_so_far += 1
+            self.clock.now += 1
         return super().image(index, **how)
 
 
-def settled(read: Callable[[], int]) -> int:
-    """The value once it has not changed for a tenth of a second."""
+def settled(read: Callable[[], int], least: int) -> int:
+    """The value once it is at least so much and has not changed for a tenth of a second."""
+    deadline = time.monotonic() + 30
+    while read() < least and time.monotonic() < deadline:
+        time.sleep(0.01)
     last, since = read(), time.monotonic()
     while time.monotonic() - since < 0.1:
         time.sleep(0.01)
@@ -271,12 +277,12 @@ def settled(read: Callable[[], int]) -> int:
     return last
 
 
-def test_no_more_than_the_prefetch_is_read_ahead() -> None:
-    split = Slow(600)
+def test_the_prefetch_is_read_ahead_and_no_more() -> None:
+    split = Counting(600)
     source = loader(split, mode="stream", workers=3, prefetch=2).batches(0)
     for taken in range(1, 4):
         next(source)
-        assert settled(lambda: split.read_so_far) <= 6 * (taken + 2)
+        assert settled(lambda: split.read_so_far, 6 * (taken + 2)) == 6 * (taken + 2)
     source.close()
     assert not loader_threads()
     assert split.read_so_far <= 6 * 5
@@ -311,8 +317,11 @@ def test_two_epochs_at_a_time_do_not_disturb_each_other() -> None:
     same([b for _, b in found], expected[1])
 
 
-def test_the_meter_counts_waiting_and_nothing_else() -> None:
-    feed = loader(in_memory(), workers=0)
+def test_the_meter_counts_waiting_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Ticks()
+    monkeypatch.setattr(loaders, "time", clock)
+    feed = loader(Counting(40, clock), mode="stream", workers=0)
     for _ in feed.batches(0):
-        time.sleep(0.02)
-    assert 0 < feed.waited < 0.02 * len(feed)
+        clock.now += 100
+    # A second for each image, of which the last four make no batch.
+    assert feed.waited == 36

@@ -45,7 +45,7 @@ def test_masks_go_with_their_images(mode: str, augment: str) -> None:
         assert (batch.targets == 255).any() == (augment != "none")
 
 
-@pytest.mark.parametrize("mode", ["threads", "processes"])
+@pytest.mark.parametrize("mode", ["stream", "processes"])
 def test_kept_masks_are_decoded_once_and_change_nothing(
     mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,7 +64,7 @@ def test_kept_masks_are_decoded_once_and_change_nothing(
         found.append([batch for epoch in range(3) for batch in one.batches(epoch)])
         one.close()
     same(*found)
-    if mode == "threads":
+    if mode == "stream":
         assert len(read) == 3 * 12 + 12
 
 

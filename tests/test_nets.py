@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from built_nets import count
 from striate.core.errors import StriateError
 from striate.layers.convolution import SameConv2d, same_padding
 from striate.layers.normalization import Scale
@@ -20,10 +21,6 @@ from striate.layers.regularization import DropPath
 from striate.nets.cifar_resnet import PadShortcut
 from striate.nets.net import NETS, Net, create_net, initialise, pair, skeleton
 from toys import ones_conv, summing_net
-
-
-def count(net: nn.Module) -> int:
-    return sum(p.numel() for p in net.parameters())
 
 
 @pytest.mark.parametrize(

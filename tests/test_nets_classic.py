@@ -7,31 +7,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
+from built_nets import count, shapes, weights_and_biases
 from striate.core.errors import StriateError
 from striate.nets.cost import cost
 from striate.nets.lenet import connections
-from striate.nets.net import NETS, Net, create_net, pair, skeleton
+from striate.nets.net import NETS, create_net, pair, skeleton
 from striate.nets.taps import capture
-
-
-def count(net: nn.Module) -> int:
-    return sum(p.numel() for p in net.parameters())
-
-
-def shapes(net: Net) -> dict[str, tuple[int, ...]]:
-    table = cost(net)
-    return dict(zip(table.stage, table.shape, strict=True))
-
-
-def weights_and_biases(net: nn.Module) -> dict[str, int]:
-    """Parameters by the stage that holds them."""
-    found: dict[str, int] = {}
-    for key, parameter in net.named_parameters():
-        name = key.split(".")[0]
-        found[name] = found.get(name, 0) + parameter.numel()
-    return found
 
 
 @pytest.mark.parametrize(

@@ -8,28 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from built_nets import count, shapes, weights_and_biases
 from striate.layers.convolution import TableConv2d, UntiedBiasConv2d
-from striate.nets.cost import cost
 from striate.nets.lenet import C3_TABLE, H2_TABLE, RadialBasis, connections
 from striate.nets.net import Net, create_net, pair
-
-
-def count(net: nn.Module) -> int:
-    return sum(p.numel() for p in net.parameters())
-
-
-def shapes(net: Net) -> dict[str, tuple[int, ...]]:
-    table = cost(net)
-    return dict(zip(table.stage, table.shape, strict=True))
-
-
-def weights_and_biases(net: nn.Module) -> dict[str, int]:
-    """Parameters by the stage that holds them."""
-    found: dict[str, int] = {}
-    for key, parameter in net.named_parameters():
-        name = key.split(".")[0]
-        found[name] = found.get(name, 0) + parameter.numel()
-    return found
 
 
 def tally(net: Net) -> dict[str, int]:

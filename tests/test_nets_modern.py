@@ -10,15 +10,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from built_nets import count
 from striate.core.errors import StriateError
 from striate.nets.cost import cost
 from striate.nets.googlenet import TABLE, inception
 from striate.nets.net import create_net, skeleton
 from striate.nets.taps import capture
-
-
-def count(net: nn.Module) -> int:
-    return sum(p.numel() for p in net.parameters())
 
 
 @cache

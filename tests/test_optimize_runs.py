@@ -169,6 +169,17 @@ def test_the_range_test_tells_the_rate_of_the_recipe_not_of_a_part() -> None:
     assert {group["lr_scale"] for group in job.optimizer.param_groups} == {10.0}
 
 
+def test_the_range_test_thaws_nothing() -> None:
+    """What is frozen in the first epoch stays so, however many passes the test takes."""
+    job = small_job(freeze="0@1", weight_decay=0.0)
+    first = job.net[0].weight.detach().clone()
+    head = job.net[-1].weight.detach().clone()
+    run_test(job, steps=3 * job.plan.steps_per_epoch)
+    assert job.state.epoch >= 2
+    assert torch.equal(job.net[0].weight, first)
+    assert not torch.equal(job.net[-1].weight, head)
+
+
 def fed(losses: list[float]) -> Watch:
     watch = Watch(len(losses))
     with contextlib.suppress(Enough):

@@ -110,6 +110,25 @@ def test_compiling_is_asked_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize(
+    ("settings", "tiles"), [({}, True), ({"winograd": False}, False), ({"compiled": True}, False)]
+)
+def test_training_takes_tiles_unless_it_is_told_not_to(
+    settings: dict[str, Any], tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda net: net)
+    monkeypatch.setattr(wrapping, "compiler", lambda: "g++")
+    wide = nn.Conv2d(192, 192, 3, padding=1)
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(192, 3))
+    net = nn.Sequential(nn.Conv2d(1, 192, 1), nn.ReLU(), wide, *head).to(memory_format=torch.channels_last)
+    ran = []
+    wide.register_forward_hook(lambda *how: ran.append(type(how[2].grad_fn).__name__))
+    fit(small_job(net, epochs=1, batch=96, **settings))
+    assert ("TiledBackward" in ran) == tiles
+    assert ("ConvolutionBackward0" in ran) != tiles
+    assert "forward" not in vars(wide)
+
+
 # ---------------------------------------------------------------- several processes
 
 

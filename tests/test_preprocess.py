@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from image_sets import noise
 from striate.core.errors import BadImage, StriateError
 from striate.data.preprocess import RESIZES, Preprocess
 from striate.data.samples import Split
@@ -18,10 +19,6 @@ from striate.data.samples import Split
 LITE0 = Preprocess(
     size=(224, 224), crop=0.875, interpolation="bicubic", mean=(127 / 255,) * 3, std=(128 / 255,) * 3
 )
-
-
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def test_efficientnet_lite_sees_x_less_127_over_128() -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from little_models import conv_model, pictures
+from protocol_runs import run
 from striate.core.errors import StriateError
 from striate.core.settings import setting
 from striate.data.preprocess import Preprocess
@@ -20,7 +21,6 @@ from striate.evaluate.center import Center
 from striate.evaluate.protocols import PROTOCOLS, Protocol, Sum, View, parse_protocol
 from striate.evaluate.runner import Runner
 from striate.images import geometry
-from striate.model import Model
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,6 @@ def _toys() -> Iterator[None]:
     yield
     for name in ("toy-corners", "toy-whole"):
         del PROTOCOLS._entries[name]
-
-
-def run(model: Model, text: str | Protocol, images: list[np.ndarray], batch: int = 64) -> torch.Tensor:
-    """The outputs of all images, in order."""
-    runner = Runner(parse_protocol(text), model, batch=batch)
-    rows: dict[int, torch.Tensor] = {}
-    for places, outputs in runner.outputs([runner.views(image) for image in images]):
-        rows |= dict(zip(places, outputs, strict=True))
-    return torch.stack([rows[place] for place in range(len(images))])
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from little_models import CLASSES, conv_model, found, pictures
+from protocol_runs import run
 from striate.core.errors import StriateError
 from striate.data.preprocess import Preprocess
 from striate.evaluate.dense import DenseNetwork, FineStrideNetwork, WindowLinear
@@ -54,15 +55,6 @@ def valid_model(kind: str = "pools", size: tuple[int, int] = (12, 16), crop: flo
 
 
 KINDS = ["pools", "overlapping", "global", "strided"]
-
-
-def run(model: Model, text: str, images: list[View], batch: int = 64) -> Tensor:
-    """Outputs of all images, in order."""
-    runner = Runner(parse_protocol(text), model, batch=batch)
-    rows: dict[int, Tensor] = {}
-    for places, outputs in runner.outputs([runner.views(image) for image in images]):
-        rows |= dict(zip(places, outputs, strict=True))
-    return torch.stack([rows[place] for place in range(len(images))])
 
 
 def each_window(model: Model, image: View, step: int) -> Tensor:
@@ -125,12 +117,25 @@ def test_the_field_s_nets_at_the_training_size(name: str, options: dict[str, int
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("by", "of"), [("mean", "logits"), ("mean", "posteriors"), ("max", "posteriors")])
-def test_dense_is_the_mean_over_the_windows_it_stands_for(kind: str, by: str, of: str) -> None:
-    model, images = valid_model(kind), pictures(2, 24, 32)
-    got = run(model, f"dense(by={by},of={of})@24", images).softmax(1)
+@pytest.mark.parametrize(
+    ("name", "step", "by", "of"),
+    [
+        ("dense", 4, "mean", "logits"),
+        ("dense", 4, "mean", "posteriors"),
+        ("dense", 4, "max", "posteriors"),
+        ("fine-stride", 2, "max", "posteriors"),
+        ("fine-stride", 2, "mean", "logits"),
+        ("fine-stride", 2, "max", "logits"),
+    ],
+)
+def test_dense_forms_pool_the_windows_they_stand_for(
+    kind: str, name: str, step: int, by: str, of: str
+) -> None:
+    height, width = 12 + 3 * step, 16 + 4 * step
+    model, images = valid_model(kind), pictures(2, height, width)
+    got = run(model, f"{name}(by={by},of={of})@{height}", images).softmax(1)
     for image, posterior in zip(images, got, strict=True):
-        windows = each_window(model, image, 4)
+        windows = each_window(model, image, step)
         assert windows.shape[:2] == (4, 5)
         want = pool(windows.flatten(0, 1), by, of)
         torch.testing.assert_close(posterior, want, rtol=0, atol=1e-5)
@@ -149,16 +154,6 @@ def test_fine_stride_lays_every_shifted_window_in_its_place(kind: str, height: i
     assert [(a - b) // 2 for a, b in zip(trimmed.shape[:2], (12, 16), strict=True)] == [
         n - 1 for n in windows.shape[1:]
     ]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("by", "of"), [("max", "posteriors"), ("mean", "logits"), ("max", "logits")])
-def test_fine_stride_pools_all_shifted_windows(kind: str, by: str, of: str) -> None:
-    model, images = valid_model(kind), pictures(2, 18, 24)
-    got = run(model, f"fine-stride(by={by},of={of})@18", images).softmax(1)
-    for image, posterior in zip(images, got, strict=True):
-        want = pool(each_window(model, image, 2).flatten(0, 1), by, of)
-        torch.testing.assert_close(posterior, want, rtol=0, atol=1e-5)
 
 
 def test_scales_and_mirror_images_of_dense_views_are_averaged_as_posteriors() -> None:
@@ -210,19 +205,17 @@ def square(size: int = 8, crop: float = 1.0) -> Preprocess:
     return Preprocess(size=(size, size), crop=crop)
 
 
-def test_ten_crop_view_by_view() -> None:
-    image = pictures(1, 12, 15)[0]
-    views = parse_protocol("ten-crop@12").all_views(image, square())
-    five = [image[:8, :8], image[:8, 7:], image[4:, :8], image[4:, 7:], image[2:10, 3:11]]
-    for got, want in zip(views, [*five, *(part[:, ::-1] for part in five)], strict=True):
-        np.testing.assert_array_equal(got, want)
-
-
-def test_alexnet_cuts_out_of_the_central_square() -> None:
-    image = pictures(1, 12, 16)[0]
-    views = parse_protocol("alexnet@12").all_views(image, square())
-    middle = image[:, 2:14]
-    five = [middle[:8, :8], middle[:8, 4:], middle[4:, :8], middle[4:, 4:], middle[2:10, 2:10]]
+@pytest.mark.parametrize(
+    ("text", "width", "seen"),
+    # AlexNet's corners are those of the central square, the others those of the image.
+    [("ten-crop@12", 15, slice(None)), ("alexnet@12", 16, slice(2, 14))],
+)
+def test_ten_views_one_by_one(text: str, width: int, seen: slice) -> None:
+    image = pictures(1, 12, width)[0]
+    views = parse_protocol(text).all_views(image, square())
+    part = image[:, seen]
+    left = (part.shape[1] - 8) // 2
+    five = [part[:8, :8], part[:8, -8:], part[-8:, :8], part[-8:, -8:], part[2:10, left : left + 8]]
     for got, want in zip(views, [*five, *(part[:, ::-1] for part in five)], strict=True):
         np.testing.assert_array_equal(got, want)
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from striate.core.errors import StriateError
+from striate.core.runs import Run
 from striate.data.loaders import Batch, Loader
 from striate.data.samples import Dataset, Split
 from striate.images.draw import save
-from striate.studies.job import JobResult
+from striate.studies.job import JobResult, train_verb
 from striate.studies.repeats import Repeats, train_repeats
 from striate.train.recipe import Recipe
 
@@ -109,3 +110,34 @@ def test_processes_that_do_not_test_have_no_scores(tmp_path: Path, monkeypatch: 
 def test_fewer_than_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StriateError, match="repeats is 0"):
         train_repeats(squares("train", "test"), QUICK, repeats=0, out=tmp_path)
+
+
+def test_resumed_without_its_settings_it_goes_on_as_it_was_begun(tmp_path: Path) -> None:
+    """Neither a finished run nor one that is still to begin takes the defaults of what is not given."""
+    rng = np.random.default_rng(1)
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for k in range(20):
+            save(tmp_path / "data" / name / f"{k}.png", rng.integers(0, 256, (28, 28, 3), dtype=np.uint8))
+    data, out = str(tmp_path / "data"), tmp_path / "out"
+    first = train_repeats(data, QUICK, repeats=2, out=out, progress=False, report=False)
+    assert isinstance(first, Repeats)
+    before = [(Path(folder) / "model.safetensors").read_bytes() for folder in first.folders]
+    given = frozenset({"data", "repeats", "out", "resume"})
+    found = train_verb(data, Recipe(), repeats=3, out=str(out), resume=True, report=False, given=given)
+    assert found.seeds == (3, 4, 5)
+    assert found.scores[:2] == first.scores
+    assert [(out / f"seed-{seed}" / "model.safetensors").read_bytes() for seed in (3, 4)] == before
+    asked = [Run.open(out / f"seed-{seed}").settings()["asked"] for seed in found.seeds]
+    assert [one["seed"] for one in asked] == [3, 4, 5]
+    assert all({**one, "seed": 3} == asked[0] for one in asked)
+
+
+def test_resumed_with_more_epochs_every_run_is_extended(tmp_path: Path) -> None:
+    data = squares("train", "test")
+    repeat(data, tmp_path)
+    recipe, given = Recipe(epochs=2), {"epochs"}
+    train_repeats(data, recipe, repeats=2, out=tmp_path, resume=True, progress=False, given=given)
+    assert [len(Run.open(tmp_path / f"seed-{seed}").metrics()) for seed in (3, 4)] == [2, 2]
+    with pytest.raises(StriateError, match="net 'mlp', not 'lenet5'"):
+        train_repeats(data, Recipe(net="mlp"), repeats=2, out=tmp_path, resume=True, given={"net"})

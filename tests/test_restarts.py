@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import struct
 import zipfile
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from image_sets import coded
+from striate import cli
 from striate.core.errors import StriateError
 from striate.data.prepare import KEPT, prepare, prepared
 from striate.images.containers import declared
@@ -32,13 +35,6 @@ def picture(height: int, width: int, noise: float = 12.0) -> NDArray[np.uint8]:
     y, x = np.mgrid[:height, :width]
     waves = np.stack([np.sin(x / 7 + y / 5), np.cos(x / 11), np.sin(y / 3)], -1) * 90 + 128
     return np.clip(waves + rng.normal(0, noise, waves.shape), 0, 255).astype(np.uint8)
-
-
-def coded(image: NDArray[np.uint8], **options: object) -> bytes:
-    """As JPEG by Pillow."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", **options)
-    return buffer.getvalue()
 
 
 def rewritten(data: bytes) -> bytes:
@@ -224,6 +220,23 @@ def test_a_folder_is_prepared_and_goes_on(tmp_path: Path) -> None:
     assert "labels.csv" in last.lines()[-1]
     np.testing.assert_array_equal(decode(out / "a/1.jpg"), decode(source / "a/1.jpg"))
     assert not list(out.rglob("*.tmp"))
+
+
+def test_the_verb_prepares_a_folder_and_says_what_it_did(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "photos" / "a", tmp_path / "ready"
+    source.mkdir(parents=True)
+    (source / "1.jpg").write_bytes(coded(picture(200, 320)))
+    (source / "2.png").write_bytes(b"no picture at all")
+    words = ["data", "prepare", str(source.parent), "--out", str(out), "--workers", "1"]
+    assert cli.main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["out"], told["rewritten"], told["copied"], told["found"]) == (str(out), 1, 1, 0)
+    assert (out / "a/1.jpg").read_bytes() != (source / "1.jpg").read_bytes()
+    np.testing.assert_array_equal(decode(out / "a/1.jpg"), decode(source / "1.jpg"))
+    assert cli.main(words) == 0
+    assert "there already: 2 files" in capsys.readouterr().out
 
 
 def test_one_name_that_cannot_be_written_does_not_stop_the_others(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import types
 import typing
 from typing import Any
@@ -139,6 +140,40 @@ def test_a_grid_is_every_combination_once() -> None:
     big = dict.fromkeys(("momentum", "clip", "label_smoothing"), "uniform(0,0.9,200)")
     with pytest.raises(StriateError, match="8,000,000 combinations"):
         parse(big, BASE).combinations()
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "values"),
+    [
+        ("progressive", "'24@0.5,28@0.8',16@0.5", ("24@0.5,28@0.8", "16@0.5")),
+        ("progressive", ["", "24@0.5,28@0.8"], ("", "24@0.5,28@0.8")),
+        ("freeze", '"conv1@2,conv2@1","conv1"', ("conv1@2,conv2@1", "conv1")),
+        ("augment", ["flip,x", "it's", 'a"b,c', "f(1,2", "3)", " pad"],
+         ("flip,x", "it's", 'a"b,c', "f(1,2", "3)", " pad")),
+        ("net_options.kind", "'1',2,'it''s, true','[x]',null,'null'",
+         ("1", 2, "it's, true", "[x]", None, "null")),
+        ("betas", [[0.9, 0.99], [0.9, 1e-5]], ((0.9, 0.99), (0.9, 1e-5))),
+    ],
+)  # fmt: skip
+def test_a_study_reads_back_what_it_wrote(name: str, written: Any, values: tuple[Any, ...]) -> None:
+    space = parse({name: written}, BASE)
+    assert space.dimensions[0].values == values
+    again = parse(json.loads(json.dumps(space.to_dict())), BASE)
+    assert again == space
+    assert [type(value) for value in again.dimensions[0].values] == [type(value) for value in values]
+
+
+@given(
+    st.lists(st.text(), min_size=2, max_size=4, unique=True), st.sampled_from(["augment", "net_options.x"])
+)
+def test_texts_read_back_whatever_they_hold(texts: list[str], name: str) -> None:
+    first = Space((Dimension(name, "list", tuple(texts)),))
+    assert parse(first.to_dict(), BASE) == first
+
+
+def test_plain_texts_are_written_without_quotes_as_ever() -> None:
+    text = "flip,pad-crop(4)+flip,affine(rotate=10,translate=0.1)"
+    assert parse({"augment": text}, BASE).to_dict() == {"augment": text}
 
 
 numbers = st.floats(1e-6, 1e3).map(lambda v: float(f"{v:.6g}"))

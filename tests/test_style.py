@@ -159,7 +159,7 @@ def test_the_form_of_the_paper_averages_and_has_mean_activations_of_1() -> None:
         paper_form(conv_model(), [to_picture(big(8, 8))], False)
 
 
-def test_a_net_that_does_not_tell_its_stages_asks_for_them() -> None:
+def test_a_net_whose_forward_pass_is_its_own_is_taken_too() -> None:
     class Odd(Net):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(torch.flip(x, (2,)))

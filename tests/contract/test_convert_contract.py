@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
-from test_nets_contract import build, pictures
 from torch import nn
 
+from built_nets import build, pictures
 from striate.core.errors import StriateError
 from striate.nets.convert import ablate, dense, fold_batch_norm, removable
 from striate.nets.net import NETS, Net

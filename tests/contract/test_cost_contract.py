@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_nets_contract import build, quick, side
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from built_nets import build, counted, quick, side
 from striate.nets.blocks import blocks
 from striate.nets.drawing import render
 from striate.nets.kept import kept_bytes
@@ -19,14 +18,6 @@ from striate.nets.net import NETS, skeleton
 from striate.nets.taps import stepping
 
 NAMES = NETS.names()
-
-
-def counted(net: nn.Module, channels: int, size: tuple[int, int]) -> int:
-    """Floating-point operations of one picture by PyTorch's counter, two for a multiply-add."""
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        net.eval()(torch.empty(1, channels, *size, device="meta"))
-    return counter.get_total_flops()
 
 
 def by_formula(net: nn.Module, channels: int, size: tuple[int, int]) -> int:

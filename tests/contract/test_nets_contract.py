@@ -3,47 +3,17 @@
 from __future__ import annotations
 
 import copy
-from functools import lru_cache
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from built_nets import build, built, pictures, quick, side
 from striate.core.errors import StriateError
 from striate.nets.cost import cost
-from striate.nets.net import NETS, Net, create_net, skeleton
+from striate.nets.net import NETS, skeleton
 from striate.nets.taps import capture
 from toys import hooks
-
-SMALL_SIDE = 16
-
-
-def quick(name: str) -> dict[str, Any]:
-    """The options with which the net keeps its form and is small enough for a quick test."""
-    return NETS.entry(name).capabilities.get("quick", {})
-
-
-def side(name: str) -> int:
-    """The side of the pictures of these tests: the registered least one where 16 pixels are too few."""
-    known = NETS.entry(name).capabilities
-    return max(min(SMALL_SIDE, known["size"]), known.get("min_size", 1))
-
-
-@lru_cache(maxsize=4)
-def built(name: str, classes: int, seed: int) -> Net:
-    torch.manual_seed(seed)
-    return create_net(name, classes, 2, size=side(name), **quick(name))
-
-
-def build(name: str, classes: int = 3, seed: int = 0) -> Net:
-    """A net of its own; drawn once, as drawing takes longer than copying."""
-    return copy.deepcopy(built(name, classes, seed))
-
-
-def pictures(name: str, count: int = 2, channels: int = 2) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(count, channels, side(name), side(name), generator=generator)
 
 
 @pytest.fixture(scope="module", params=NETS.names())

@@ -24,7 +24,7 @@ def replacing_folder(path: str | os.PathLike[str], mark: str) -> Iterator[Path]:
         StriateError: such a folder is in the way, or it cannot be written; nothing half-written stays.
     """
     target = Path(path)
-    _free(target, mark)
+    check_free(target, mark)
     temporary: Path | None = None
     old: Path | None = None
     try:
@@ -33,7 +33,7 @@ def replacing_folder(path: str | os.PathLike[str], mark: str) -> Iterator[Path]:
         yield temporary
         # A temporary folder is closed to others; this one takes the rights that `mkdir` gives.
         temporary.chmod(0o777 & ~UMASK)
-        _free(target, mark)
+        check_free(target, mark)
         if target.exists():
             old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
             os.replace(target, old)
@@ -49,7 +49,12 @@ def replacing_folder(path: str | os.PathLike[str], mark: str) -> Iterator[Path]:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _free(target: Path, mark: str) -> None:
+def check_free(target: Path, mark: str) -> None:
+    """There is no such folder, an empty one, or one that holds a file `mark`.
+
+    Raises:
+        StriateError: it is a file, or holds other things.
+    """
     if target.is_file():
         raise StriateError(f"{str(target)!r} is a file", hint="choose a folder with --out")
     if target.is_dir() and any(target.iterdir()) and not (target / mark).is_file():

@@ -208,7 +208,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, as written beside every run: no user name, no host name."""
+    """Versions, machine and command, as written beside every run: no host name, the user's home as `~`."""
     packages = {}
     for name in (
         "striate",
@@ -226,8 +226,15 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "processors": os.cpu_count(),
         "packages": packages,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(_without_home, sys.argv[1:])],
     }
+
+
+def _without_home(text: str) -> str:
+    with contextlib.suppress(RuntimeError):
+        home = str(Path.home())
+        return text.replace(f"{home}/", "~/") if len(home) > 1 else text
+    return text
 
 
 def _last_byte(file: Any) -> bytes:

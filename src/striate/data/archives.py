@@ -1,7 +1,7 @@
 """Images inside .zip and .tar archives, read in place: nothing is unpacked under its own name.
 
 Offsets and sizes of the members are held as arrays; a read is one `pread`, so that any number of threads
-and forked workers share one open file. Every size is checked before anything is inflated.
+share one open file. A worker process opens it anew. Every size is checked before anything is inflated.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def archive_tree(path: str | os.PathLike[str]) -> Tree:
 
 
 class SharedFile:
-    """A file read at given places by many threads and forked processes at once.
+    """A file read at given places by many threads at once.
 
-    packed: the file is inflated once into an unnamed temporary file, and read there.
+    packed: the file is inflated into an unnamed temporary file, once in each process, and read there.
     """
 
     def __init__(self, path: str | os.PathLike[str], packed: bool = False) -> None:

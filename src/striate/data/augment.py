@@ -112,11 +112,6 @@ class Pipeline:
         return "\n".join(lines) or "none"
 
     @property
-    def bends(self) -> bool:
-        """Whether a step moves pixels as no matrix does."""
-        return self._bends
-
-    @property
     def crops(self) -> bool:
         """Whether a crop chooses the box of the image that is seen."""
         return self._crop is not None

@@ -1,7 +1,7 @@
 """Where the bytes of a data set's images lie: pools of numbered files, arrays in memory, and their unions.
 
-A pool numbers its images from 0 and holds flat arrays (one block of text, offsets), no object per image:
-worker processes made by fork then share the memory for good.
+A pool numbers its images from 0 and holds flat arrays (one block of text, offsets), no object per image: a
+worker process is sent them quickly.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,6 @@ from striate.core.errors import StriateError
 from striate.core.registry import Registry
 
 M = TypeVar("M", bound=nn.Module)
-
-
-class Scheme(Protocol):
-    """Draws the weights of all layers below a module, sets their biases to 0, and returns the module."""
-
-    def __call__(self, module: M) -> M:
-        """Draw."""
-        ...
 
 
 INITIALISATIONS: Registry[Callable[..., nn.Module]] = Registry("initialisation", "striate.layers")

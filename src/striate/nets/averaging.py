@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,23 +28,35 @@ def average_states(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return found
 
 
-def estimate_norms(net: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Give batch norm the mean and variance that it sees over some batches (N, C, h, w); returns how many.
+def norms_of(net: nn.Module) -> list[Norm]:
+    """The batch norms that keep a mean and variance."""
+    return [
+        module for module in net.modules() if isinstance(module, Norm) and module.running_mean is not None
+    ]
 
-    Each batch counts alike, and all norms are in training mode meanwhile, all else in evaluation mode.
-    Izmailov et al. 2018, arXiv:1803.05407, algorithm 1. A net without batch norm runs nothing.
+
+def estimate_norms(
+    net: nn.Module,
+    batches: Iterable[Any],
+    norms: Sequence[Norm] | None = None,
+    run: Callable[[Any], object] | None = None,
+) -> int:
+    """Give batch norm the mean and variance that it sees over some batches; returns how many these were.
+
+    norms: those of the net to estimate, by default all. run: passes one batch through the net; by default
+    batches are tensors (N, C, h, w). Each batch counts alike; the norms are in training mode meanwhile, all
+    else in evaluation mode. Izmailov et al. 2018, arXiv:1803.05407, algorithm 1. Without norms nothing runs.
 
     Raises:
         StriateError: there is no batch.
     """
-    norms = [
-        module for module in net.modules() if isinstance(module, Norm) and module.running_mean is not None
-    ]
+    norms = norms_of(net) if norms is None else norms
     if not norms:
         return 0
     modes = [(module, module.training) for module in net.modules()]
     momenta = [norm.momentum for norm in norms]
     device = next(net.parameters()).device
+    run = run or (lambda images: net(images.to(device)))
     net.eval()
     for norm in norms:
         norm.reset_running_stats()
@@ -53,7 +66,7 @@ def estimate_norms(net: nn.Module, batches: Iterable[Tensor]) -> int:
     try:
         with torch.no_grad():
             for batch in batches:
-                net(batch.to(device))
+                run(batch)
                 count += 1
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

@@ -32,7 +32,7 @@ def profile_loading(wanted: Wanted) -> Profile:
     augment = "random-resized-crop+flip" if wanted.augment == "auto" else wanted.augment
     loader = Loader(
         split, preprocess, batch=min(wanted.batch, len(split)), train=True, augment=augment, mode="stream",
-        cache=0,
+        workers=wanted.threads or None, cache=0,
     )  # fmt: skip
     try:
         count = loader.batch * wanted.steps

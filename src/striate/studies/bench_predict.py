@@ -71,12 +71,11 @@ def _prediction(wanted: Wanted, model: Model) -> Profile:
     names = list(getattr(model.net, "stage_names", []))
     views = model.preprocess.normalise(np.stack([model.preprocess.view(p) for p in pictures]))
     for number in range(wanted.steps + WARM):
-        seconds = _one_prediction(model, pictures, names, rooms, stages)
-        rooms["whole"].append(seconds)
+        _one_prediction(model, pictures, names, rooms, stages)
         if number < WARM:
             rooms.clear()
             stages.clear()
-    parts = {name: 1e3 * statistics.fmean(spent) for name, spent in rooms.items() if name != "whole"}
+    parts = {name: 1e3 * statistics.fmean(spent) for name, spent in rooms.items()}
     sides = (int(views.shape[2]), int(views.shape[3]))
     work = multiply_adds_of(model.net, sides)
     engines, notes = race(model, views.to(model.device))
@@ -102,9 +101,9 @@ def _pictures(wanted: Wanted, model: Model) -> list[Any]:
 
 def _one_prediction(
     model: Model, pictures: list[Any], names: list[str], rooms: Any, stages: dict[str, list[float]]
-) -> float:
+) -> None:
     """The way of one batch on the net itself, each part timed."""
-    began = last = time.perf_counter()
+    last = time.perf_counter()
 
     def mark(room: str) -> None:
         nonlocal last
@@ -133,7 +132,6 @@ def _one_prediction(
     sizes = [(p.shape[0], p.shape[1]) for p in pictures]
     model.task.decode(outputs, top=5, preprocess=model.preprocess, sizes=sizes)
     mark("answers")
-    return last - began
 
 
 def race(model: Model, images: Tensor) -> tuple[dict[str, float], list[str]]:

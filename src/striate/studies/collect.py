@@ -24,13 +24,14 @@ from striate.report.contents import (
 from striate.report.figures import number, percent
 from striate.tasks import metrics
 from striate.train.fit import column
-from striate.train.recipe import Recipe
+from striate.train.recipe import FREE, Recipe
 
 BINS = 15
 FULL_NAMES = {"top-1": "top-1 accuracy", "mAP": "mean average precision"}
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
-# Settings that are no part of the command that trains again: they change no result.
-LEFT_OUT = ("workers", "cache", "checkpoint_every", "preflight", "device")
+# No part of the command that trains again: settings that change no bit, and the device, which the machine
+# that runs it may not have.
+LEFT_OUT = (*FREE, "device")
 
 
 def clock(seconds: float) -> str:

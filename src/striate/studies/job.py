@@ -24,6 +24,7 @@ from striate.report import html
 from striate.report.contents import Fact, ReportData
 from striate.studies import collect, pictures
 from striate.train import session
+from striate.train.devices import find_device
 from striate.train.recipe import Recipe
 from striate.train.space import is_study
 
@@ -159,12 +160,13 @@ def train_verb(
         raise StriateError("resume does not say which repeats", hint="name their folder with --out")
     if isinstance(resume, str) and not Path(resume).is_dir():
         raise StriateError(f"there is no folder {resume!r} to resume", hint="check the path")
-    if isinstance(resume, str) and out is not None and Path(out) != Path(resume):
-        raise StriateError(f"out is {out!r}, but {resume!r} is to be resumed", hint="give one of them")
+    session.check_folder(out, resume)
     folder = out or (
         resume if isinstance(resume, str) else str(session.find_folder(data, recipe, None, False))
     )
-    return train_repeats(data, recipe, repeats=repeats, out=folder, resume=bool(resume), report=report)
+    return train_repeats(
+        data, recipe, repeats=repeats, out=folder, resume=bool(resume), report=report, given=given
+    )
 
 
 def make_report(run_path: str | os.PathLike[str]) -> Path:
@@ -191,6 +193,7 @@ class _Job:
     written: dict[str, Any]
     model: Model
     data: Dataset | None
+    device: str = "cpu"  # where it is tested
     notices: list[str] = field(default_factory=list)
     _tested: dict[str, Any] | None = None
 
@@ -201,6 +204,7 @@ class _Job:
         job = cls(run, written, model, None)
         try:
             asked = settings.from_dict(Recipe, written.get("asked", {}))
+            job.device = _present(asked.device)
             start = session.Start(run.path, asked, written)
             job.data = session.open_set(data if isinstance(data, Dataset) else None, start).aligned_to(
                 model.classes
@@ -232,7 +236,11 @@ class _Job:
         if split is None:
             self.notices.append("There are neither test nor validation images: nothing was measured.")
             return None
-        result = evaluate(self.model, self.data, split=split)
+        try:
+            result = evaluate(self.model, self.data, split=split, device=self.device)
+        finally:
+            # The report's few pictures are made on the processor, the same for every machine.
+            self.model.to("cpu")
         values: dict[str, Any] = plain(result.to_dict())
         values["summary"] = plain(result.scores.summary())
         values["scores"].pop("probabilities", None)
@@ -356,6 +364,14 @@ def _result(run: Run, tested: Mapping[str, Any] | None, report: Path | None) -> 
         interval=head.interval, scores=dict(tested.get("summary", {})), seconds=times.training,
         notes=tuple(tested.get("notes", ())), bad=bad,
     )  # fmt: skip
+
+
+def _present(device: str) -> str:
+    """The device that a run was asked for as this machine has it; the CPU where it is missing."""
+    try:
+        return str(find_device(device))
+    except StriateError:
+        return "cpu"
 
 
 def _subtitle(model: Model, recipe: Mapping[str, Any]) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import statistics
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from striate.core import settings
 from striate.core.errors import StriateError
 from striate.core.results import Result
-from striate.core.runs import SPLITS
+from striate.core.runs import SETTINGS, SPLITS, Run
 from striate.data.samples import Dataset
 from striate.studies.job import JobResult, split_to_test, train_and_report
 from striate.train import session
@@ -74,22 +77,27 @@ def train_repeats(
     resume: bool = False,
     progress: bool = True,
     report: bool = True,
+    given: Collection[str] | None = None,
 ) -> Repeats | JobResult:
     """The whole job `repeats` times with seeds from the recipe's on, each in its folder `out/seed-N`.
 
-    Finished runs are kept when resuming. Writes `out/repeats.json`. Of several processes those that do not
-    test give what they know of the last run.
+    Finished runs are kept when resuming; given: as of `train`, and runs that are still to begin are as the
+    others, too. Writes `out/repeats.json`. Of several processes those that do not test give what they know
+    of the last run.
 
     Raises:
         StriateError: as `train_and_report`; fewer than one repeat; no images to score by.
     """
+    if resume and given is not None:
+        recipe = _as_begun(Path(out), recipe, given)
+    named = None if given is None else frozenset(given) | {"seed"}
     check_repeats(data, recipe, repeats)
     found: list[JobResult] = []
     for seed in range(recipe.seed, recipe.seed + repeats):
-        folder = Path(out) / f"seed-{seed}"
+        folder, own = Path(out) / f"seed-{seed}", recipe.with_(seed=seed)
         found.append(
             train_and_report(
-                data, recipe.with_(seed=seed), out=folder, resume=resume, progress=progress, report=report
+                data, own, out=folder, resume=resume, progress=progress, report=report, given=named
             )
         )
     if int(os.environ.get("RANK", "0")) != 0:
@@ -107,6 +115,17 @@ def train_repeats(
     )  # fmt: skip
     result.save(Path(out) / "repeats.json")
     return result
+
+
+def _as_begun(out: Path, recipe: Recipe, given: Collection[str]) -> Recipe:
+    """What is given of the recipe, and all else as the first run in the folder was begun with."""
+    written = [Run(path.parent).settings().get("asked") for path in out.glob(f"seed-*/{SETTINGS}")]
+    begun = [settings.from_dict(Recipe, asked) for asked in written if asked]
+    if not begun:
+        return recipe
+    names = {field.name for field in dataclasses.fields(Recipe)} & set(given)
+    first = min(begun, key=lambda asked: asked.seed)
+    return first.with_(**{name: getattr(recipe, name) for name in names})
 
 
 def _names(result: JobResult) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from striate.visualize.atlas import StageTiles
     from striate.visualize.units import Units
 
-SUFFIXES = ("", ".html", ".png", ".jpg", ".npz", ".json")
+SUFFIXES = (".html", ".png", ".jpg", ".npz", ".json")
 # Stages watched where none is named, evenly spaced over the depth.
 STAGES = 4
 
@@ -48,19 +48,17 @@ def units(
     """
     from striate.core import machine
     from striate.core.files import check_target
+    from striate.core.folders import check_free
     from striate.evaluate.reading import check_counts, computing
     from striate.model import load
+    from striate.visualize.atlas_folder import FACTS
+    from striate.visualize.method import SUFFIXES as PICTURED
 
-    suffix = Path(out).suffix.lower() if out else ""
-    rules = _rules(rule)
-    if over_training and suffix in ("", ".html", ".jpg"):
-        if out and suffix:
-            raise StriateError(f"--over-training gives no {suffix} file", allowed=".png, .svg, .npz, .json")
-        suffix = ".png"
-    elif not over_training and suffix not in SUFFIXES:
-        raise StriateError(f"cannot write an atlas as {suffix!r}", allowed=("a folder", *SUFFIXES[1:]))
-    if out:
-        check_target(out, [suffix] if suffix else [], folder=not suffix)
+    suffix, rules = Path(out).suffix.lower() if out else "", _rules(rule)
+    allowed = PICTURED if over_training else SUFFIXES
+    if out and not check_target(out, allowed, folder=not over_training).suffix:
+        check_free(Path(out), FACTS)
+    numbers = _numbers(units)
     machine.keep_heap()
     check_counts(batch, threads)
     with computing(threads):
@@ -71,7 +69,7 @@ def units(
         if over_training:
             if len(names) != 1:
                 raise StriateError("--over-training shows one stage", hint="name one with --stages")
-            return _evolution(model, images, names[0], _numbers(units), rules, device, out, how)
+            return _evolution(model, images, names[0], numbers, rules, device, out, how)
         from striate.visualize.units import find_units
 
         with counting("images") as tell:
@@ -80,7 +78,7 @@ def units(
         if suffix in (".npz", ".json"):
             path = found.save(target)
         else:
-            path = _draw(shown, images, found, target, suffix, _numbers(units), rules, side)
+            path = _draw(shown, images, found, target, suffix, numbers, rules, side)
     lines = [*found.lines(), f"written: {path}"]
     return Answer(lines, {"path": str(path), "images": found.images, "stages": _facts(found)})
 

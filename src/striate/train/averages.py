@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from striate.nets import averaging
 from striate.train.devices import Place
 from striate.train.recipe import Recipe
 
-Norm = nn.modules.batchnorm._BatchNorm
 # Training batches from which SWA's averages get their statistics, unless the recipe says otherwise.
 NORM_BATCHES = 100
 
@@ -125,37 +125,29 @@ def estimate_norms(
     Mean and variance become the plain means over those of `norm_batches` batches, and over the processes.
     `batches` begins a pass over training images. Norms that the net itself holds fixed (frozen stages) keep
     theirs. arXiv:1803.05407, section 3.2 and algorithm 1.
+
+    Raises:
+        StriateError: there is no batch.
     """
     pairs = zip(average.average.modules(), average.net.modules(), strict=True)
-    norms = [
-        ours
-        for ours, theirs in pairs
-        if isinstance(ours, Norm) and ours.running_mean is not None and theirs.training
-    ]
+    learning = {ours for ours, theirs in pairs if theirs.training}
+    norms = [norm for norm in averaging.norms_of(average.average) if norm in learning]
     if not norms or not average.norm_batches or not average.updates:
         return 0
-    momenta = [norm.momentum for norm in norms]
-    average.average.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # PyTorch's way to ask for the plain mean
-        norm.train()
-    seen = 0
+
+    def run(batch: Any) -> None:
+        images = batch.images.to(place.device, memory_format=memory, non_blocking=True)
+        with place.autocast():
+            average.average(images)
+
     source = batches()
-    close = getattr(source, "close", None)
     try:
-        with torch.no_grad():
-            for batch in itertools.islice(source, average.norm_batches):
-                images = batch.images.to(place.device, memory_format=memory, non_blocking=True)
-                with place.autocast():
-                    average.average(images)
-                seen += 1
+        some = itertools.islice(source, average.norm_batches)
+        seen = averaging.estimate_norms(average.average, some, norms, run)
     finally:
+        close = getattr(source, "close", None)
         if close is not None:
             close()
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        average.average.eval()
     for norm in norms if place.world > 1 else ():
         for buffer in (norm.running_mean, norm.running_var):
             assert buffer is not None

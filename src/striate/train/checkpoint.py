@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,19 +130,19 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
     optimizer.state.clear()
     for number, state in states.items():
         parameter = parameters[int(number)]
-        optimizer.state[parameter] = dict(_placed(state, parameter))
+        optimizer.state[parameter] = {name: _placed(value, parameter) for name, value in state.items()}
 
 
-def _placed(state: Mapping[str, Any], parameter: Tensor) -> Iterator[tuple[str, Any]]:
-    for name, value in state.items():
-        if isinstance(value, Tensor) and value.shape == parameter.shape:
-            placed = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
-            yield name, placed.copy_(value)
-        elif isinstance(value, Tensor):
-            # Fused steps keep their counter beside the parameters.
-            yield name, value.to(parameter.device)
-        else:
-            yield name, value
+def _placed(value: Any, parameter: Tensor) -> Any:
+    if isinstance(value, list):
+        # L-BFGS keeps its history in lists.
+        return [_placed(each, parameter) for each in value]
+    if not isinstance(value, Tensor):
+        return value
+    if value.shape == parameter.shape:
+        return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+    # Fused steps keep their counter beside the parameters.
+    return value.to(parameter.device)
 
 
 def restore_net(net: nn.Module, saved: Mapping[str, Tensor]) -> None:

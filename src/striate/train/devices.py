@@ -68,17 +68,15 @@ class Place:
             torch.distributed.all_reduce(tensor)
         return tensor
 
-    def wait(self) -> None:
-        """Meet all other processes here."""
-        if self.world > 1:
-            torch.distributed.barrier()
 
-
-def find_device(name: str, local_rank: int = 0) -> torch.device:
+def find_device(name: str, local_rank: int = 0, processes: int = 1) -> torch.device:
     """The device called `name`; auto: a CUDA device, then Apple's, then the CPU.
 
+    Of several processes on a machine each has the CUDA device of its `local_rank`, from 0.
+
     Raises:
-        StriateError: PyTorch does not know it, or this machine does not have it.
+        StriateError: PyTorch does not know it, this machine does not have it, or it has fewer CUDA devices
+            than processes, or one of them is named for all processes.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
@@ -93,9 +91,21 @@ def find_device(name: str, local_rank: int = 0) -> torch.device:
     )
     if missing:
         raise StriateError(f"this machine has no device {name!r}", allowed=have)
-    if name == "cuda":
-        device = torch.device("cuda", local_rank % torch.cuda.device_count())
-    return device
+    if device.type != "cuda":
+        return device
+    count = torch.cuda.device_count()
+    if device.index is not None and processes > 1:
+        raise StriateError(
+            f"device is {name!r}, and {processes} processes would share it",
+            hint="give --device cuda, of which each process takes its own",
+        )
+    if local_rank >= count:
+        raise StriateError(
+            f"this machine has no CUDA device for process {local_rank} (from 0)",
+            allowed=f"up to {count} process{'es' * (count > 1)}",
+            hint=f"give torchrun --nproc-per-node {count}, or train with --device cpu",
+        )
+    return device if device.index is not None else torch.device("cuda", local_rank)
 
 
 def computes_bfloat16(device: torch.device) -> bool:
@@ -152,7 +162,8 @@ def place(device: str, amp: str) -> Iterator[Place]:
         StriateError: no such device or precision, or more processes than CUDA devices.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    found = find_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    found = find_device(device, int(os.environ.get("LOCAL_RANK", 0)), here)
     precision = find_precision(amp, found)
     if world == 1:
         yield Place(found, amp=precision)

@@ -95,7 +95,7 @@ class Job:
         return self.average.average if self.average and self.average.updates else self.net
 
     def mean_loss(self) -> float:
-        """Mean training loss of this epoch so far, over all processes where they meet; reads the device."""
+        """Mean training loss of this epoch so far, of this process; reads the device."""
         return float(self.state.loss) / max(1, self.state.batch)
 
 

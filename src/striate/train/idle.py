@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from types import CodeType
 from typing import Any
 
 from striate.core.registry import Registry
+from striate.train.growing import to_train_first
 from striate.train.optimize import OPTIMIZERS
 from striate.train.recipe import Recipe
 from striate.train.schedules import SCHEDULES, Plan
@@ -28,7 +28,7 @@ def idle_settings(recipe: Recipe) -> list[str]:
         found.append("swa_every has no effect without swa")
     if recipe.norm_batches and not (recipe.swa or recipe.ema):
         found.append("norm_batches has no effect without ema or swa")
-    if recipe.grow_epochs is not None and (not recipe.grow_from or Path(recipe.grow_from).exists()):
+    if recipe.grow_epochs is not None and not to_train_first(recipe):
         found.append("grow_epochs has no effect without a net to train first in grow_from")
     if recipe.cache and recipe.mode == "memory":
         found.append("cache has no effect with mode memory, which keeps every image")

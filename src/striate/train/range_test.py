@@ -208,6 +208,8 @@ def run_test(job: Job, *, steps: int = STEPS) -> RangeTest:
     )
     job.plan = dataclasses.replace(Plan.of(job.recipe, a_pass), steps=steps)
     job.val, job.average = None, None
+    if job.freezing:
+        job.freezing.epochs = dict.fromkeys(job.freezing.at(0), math.inf)
     watch = Watch(steps)
     with contextlib.suppress(Enough):
         fit(job, watch)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from striate.core import machine, settings
 from striate.core.errors import StriateError
+from striate.core.files import place_of
 from striate.core.runs import SETTINGS, SPLITS, Run, next_folder
 from striate.data.formats import open_data
 from striate.data.samples import Dataset
@@ -239,8 +240,8 @@ def begin(data: Any, wanted: Recipe, named: Collection[str] | None, out: Any, re
     """Where to begin: a new folder, or an earlier part with settings that agree with `wanted`.
 
     Raises:
-        StriateError: nothing to resume, a folder in use or within the data, or settings that differ from the
-            run's.
+        StriateError: nothing to resume, a folder in use, of a study or another model, or within the data, or
+            settings that differ from the run's.
     """
     folder = find_folder(data, wanted, out, resume)
     if resume and (folder / SETTINGS).exists():
@@ -265,7 +266,7 @@ def begin(data: Any, wanted: Recipe, named: Collection[str] | None, out: Any, re
         )
     check_apart(folder, wanted.start_from)
     images = data.path if isinstance(data, Dataset) else os.fspath(data)
-    if images and Path(images).is_dir() and folder.resolve().is_relative_to(Path(images).resolve()):
+    if images and place_of(images).is_dir() and folder.resolve().is_relative_to(place_of(images).resolve()):
         # Its files would be a part of the data the next time.
         raise StriateError(
             f"the run folder {str(folder)!r} lies within the data {images!r}",
@@ -274,12 +275,27 @@ def begin(data: Any, wanted: Recipe, named: Collection[str] | None, out: Any, re
     return Start(folder, wanted, None)
 
 
+def check_folder(out: Any, resume: Any) -> None:
+    """Where both are folders, `out` and `resume` name the same one.
+
+    Raises:
+        StriateError: they do not.
+    """
+    if out is None or not isinstance(resume, (str, os.PathLike)):
+        return
+    if Path(out).resolve() != Path(resume).resolve():
+        raise StriateError(
+            f"out is {os.fspath(out)!r}, but {os.fspath(resume)!r} is to be resumed", hint="give one of them"
+        )
+
+
 def find_folder(data: Any, wanted: Recipe, out: Any, resume: Any) -> Path:
     """The run folder that the arguments mean.
 
     Raises:
-        StriateError: there is no run to resume.
+        StriateError: there is no run to resume, or two folders are named.
     """
+    check_folder(out, resume)
     if isinstance(resume, (str, os.PathLike)):
         return Run.open(resume).path
     if out is not None:

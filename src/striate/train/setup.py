@@ -92,18 +92,27 @@ def check_names(recipe: Recipe) -> None:
             allowed=[entry.name for entry in SCHEDULES if entry.capabilities.get("trains", True)],
             hint="look for a rate with --range_test",
         )
-    needs_scores = schedule.capabilities.get("needs_scores", False)
     if recipe.augment != "auto":
         parse_augment(recipe.augment)
-    if recipe.val == 0 and recipe.patience:
+    if OPTIMIZERS.entry(recipe.optimizer).capabilities.get("again"):
+        check_again(recipe)
+
+
+def check_val(recipe: Recipe, val: Split | None) -> None:
+    """What goes by validation scores has images to take them from.
+
+    Raises:
+        StriateError: patience, or a schedule that goes by them, without any.
+    """
+    if val is not None:
+        return
+    if recipe.patience:
         raise StriateError("patience needs validation images", hint="leave out --patience, or give --val 0.1")
-    if recipe.val == 0 and needs_scores:
+    if SCHEDULES.entry(recipe.schedule).capabilities.get("needs_scores"):
         raise StriateError(
             f"schedule {recipe.schedule!r} needs validation images",
             hint="give --val 0.1, or another schedule",
         )
-    if OPTIMIZERS.entry(recipe.optimizer).capabilities.get("again"):
-        check_again(recipe)
 
 
 def check_again(recipe: Recipe) -> None:
@@ -140,8 +149,7 @@ def prepare(
     """
     check_names(asked)
     train, val = training_splits(dataset, asked)
-    if asked.bootstrap:
-        train = bootstrap(train, asked.seed)
+    check_val(asked, val)
     source = None if begun else open_source(asked)
     if written:
         recipe = settings.from_dict(Recipe, written["recipe"])
@@ -185,7 +193,7 @@ def prepare(
 
 
 def training_splits(dataset: Dataset, recipe: Recipe) -> tuple[Split, Split | None]:
-    """The splits `train` and, where it is not empty, `val`.
+    """The splits `train`, drawn anew where the recipe says so, and `val` where it is not empty.
 
     Raises:
         StriateError: no training images, or fewer than two classes among them.
@@ -197,6 +205,8 @@ def training_splits(dataset: Dataset, recipe: Recipe) -> tuple[Split, Split | No
         raise StriateError(
             f"{dataset.name!r} has one class only ({', '.join(dataset.classes)})", hint="give at least two"
         )
+    if recipe.bootstrap:
+        train = bootstrap(train, recipe.seed)
     val = dataset.splits.get("val")
     return train, val if val is not None and len(val) else None
 

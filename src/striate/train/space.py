@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -47,7 +48,7 @@ class Dimension:
     def text(self) -> str:
         """The written form, which `parse` takes back."""
         if self.kind == "list":
-            return ",".join(told(value) for value in self.values)
+            return ",".join(_written(value, self.name) for value in self.values)
         points = f",{len(self.values)}" if self.values else ""
         return f"{self.kind}({told(self.low)},{told(self.high)}{points})"
 
@@ -135,10 +136,11 @@ def parse(written: Mapping[str, Any], base: Recipe) -> Space:
     """A search space from its written form: setting name to text, or to a list of values.
 
     A list is `64,128,256`, `resnet20,lenet5` or `flip,pad-crop(4)+flip`: commas within brackets do not
-    separate. A range is `uniform(LOW,HIGH)`, or `log(LOW,HIGH)` where the logarithm is uniform; both ends
-    belong to it. A third number, `log(1e-4,1e-1,4)`, restricts it to as many evenly spaced points. A setting
-    that takes whole numbers only is drawn as such, a net's option where both ends are written without a
-    point. Every value is checked against `base`, as the command line does it.
+    separate, nor do those of a text in quotes, `'24@0.5,28@0.8',24@0.3`, in which '' is one quote. A range is
+    `uniform(LOW,HIGH)`, or `log(LOW,HIGH)` where the logarithm is uniform; both ends belong to it. A third
+    number, `log(1e-4,1e-1,4)`, restricts it to as many evenly spaced points. A setting that takes whole
+    numbers only is drawn as such, a net's option where both ends are written without a point. Every value is
+    checked against `base`, as the command line does it.
 
     Raises:
         StriateError: an unknown setting (near matches are named) or range, a value that is not allowed, a
@@ -175,6 +177,18 @@ def told(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}" if float(f"{value:.6g}") == value else repr(value)
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _written(value: Any, name: str) -> str:
+    """A value of a list as `parse` takes it back: a text that it would take otherwise is quoted."""
+    text = told(value)
+    if not isinstance(value, str):
+        return text
+    # A bracket or quote that is left open would swallow the values beside it.
+    alone = _parts(f"{text},(,),{text}") == [text, "(,)", text]
+    if alone and text[:1] not in ("[", "{", '"', "'") and _read(text, name) == value:
+        return text
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _flattened(written: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -293,6 +307,8 @@ def _read(text: str, name: str) -> Any:
 
     Not all of YAML: it takes `off` for false and 1e-3 for a text.
     """
+    if len(text) > 1 and text[0] == text[-1] == "'":
+        return text[1:-1].replace("''", "'")
     words = {"true": True, "false": False, "null": None}
     kinds = (Any,) if "." in name else _kinds(name)
     if str in kinds and not (text == "null" and type(None) in kinds):
@@ -305,9 +321,15 @@ def _read(text: str, name: str) -> Any:
         except ValueError:
             pass
     try:
-        return _frozen(yaml.safe_load(text)) if text[:1] in ("[", "{", '"', "'") else text
+        return _frozen(_structure(text)) if text[:1] in ("[", "{", '"', "'") else text
     except yaml.YAMLError as error:
         raise StriateError(f"space.{name} has {text!r}", hint="check its brackets and quotes") from error
+
+
+def _structure(text: str) -> Any:
+    with contextlib.suppress(ValueError):
+        return json.loads(text)  # YAML takes the 1e-05 of the written form for a text
+    return yaml.safe_load(text)
 
 
 def _frozen(value: Any) -> Any:

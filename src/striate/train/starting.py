@@ -17,6 +17,7 @@ from striate.nets import weights
 from striate.nets.net import Net
 from striate.tasks.task import Task
 from striate.train.recipe import Recipe
+from striate.train.space import is_study
 
 # Highest rate of a net that has learned before, as a part of that of a net that has not.
 GENTLER = 0.1
@@ -74,15 +75,24 @@ def open_source(recipe: Recipe) -> Model | None:
 
 
 def check_apart(folder: Path, source: str) -> None:
-    """A new run does not replace the model that it starts from.
+    """A new run replaces no model: neither the one that it starts from, nor a study's best, nor any other.
 
     Raises:
-        StriateError: that model is the one of the run's folder.
+        StriateError: the run's folder holds a model, or a study.
     """
     own, given = folder / MODEL, Path(source)
     if source and own.exists() and own.resolve() in (given.resolve(), (given / MODEL).resolve()):
         raise StriateError(
             f"the run folder {str(folder)!r} holds the model to start from, which the run would replace",
+            hint="choose another folder with --out",
+        )
+    if is_study(folder):
+        raise StriateError(
+            f"{str(folder)!r} holds a study, not a run", hint="choose another folder with --out"
+        )
+    if own.exists():
+        raise StriateError(
+            f"the run folder {str(folder)!r} holds a model of no run, which the run would replace",
             hint="choose another folder with --out",
         )
 

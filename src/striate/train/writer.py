@@ -159,7 +159,7 @@ class Writer:
             self.checkpoint(job)
         elif event == "best" and self.first:
             self.model(job).save(self.run.checkpoints / BEST)
-        elif event == "epoch" and self.first:
+        elif event == "epoch":
             self.epoch(job)
         elif event == "end" and self.first:
             self.end(job)
@@ -199,10 +199,14 @@ class Writer:
             self.model(job).save(path)
 
     def epoch(self, job: Job) -> None:
-        """Write the metrics and tell of the epoch."""
+        """Write the metrics and tell of the epoch; a meeting point of all processes."""
+        # Each process reads images of its own, and knows of those only.
+        bad = job.place.gather([*job.train.bad, *(job.val.bad if job.val else [])])
+        if not self.first:
+            return
         state, row = job.state, job.state.history[-1]
         self.run.write_metrics(state.history)
-        self.report_bad([*job.train.bad, *(job.val.bad if job.val else [])])
+        self.report_bad([image for part in bad for image in part])
         self.run.event("epoch", **row, seconds=round(state.seconds, 3), **speed(job))
         scores = job.last_scores
         tested = "" if scores is None else f"  val {scores.main_name} {100 * scores.main:.2f}%"

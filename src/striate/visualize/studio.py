@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,10 +69,6 @@ class Studio:
         self._shielded = shared or not isinstance(self.net, Net) or isinstance(self.net, Wrapped)
         self._softmax = any(isinstance(module, (nn.Softmax, nn.LogSoftmax)) for module in modules)
         self._lean: dict[tuple[tuple[str, ...], tuple[int, int]], Lean | None] = {}
-
-    def at(self, size: tuple[int, int]) -> Studio:
-        """The same model for pictures of another size."""
-        return self if size == self.size else Studio(self.model, size, memory=self.memory, budget=self.budget)
 
     @contextmanager
     def open(self) -> Iterator[Studio]:
@@ -338,11 +332,6 @@ def resized(pixels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
         return pixels
     shrinks = size[0] < pixels.shape[0] or size[1] < pixels.shape[1]
     return geometry.resize(pixels, size, "area" if shrinks else "bicubic")
-
-
-def named(image: Any) -> str:
-    """A short name for an image in any form."""
-    return Path(image).name if isinstance(image, (str, os.PathLike)) else "a picture"
 
 
 def _misfit(net: Net, name: str, x: Tensor, error: RuntimeError) -> Exception:

@@ -43,7 +43,7 @@ class StageUnits:
     shape: of the stage's output for one image; values, index (C, k), places (C, k, 2): the responses of the k
     strongest images, strongest first, their sample numbers, and row and column of the largest value; where
     there are fewer different images, -inf, -1 and (-1, -1).
-    mean, variance, active (C,): of the values at all positions of up to 2,500 images, evenly spaced; active
+    mean, variance, active (C,): of the values at all positions of about 512 images, evenly spaced; active
     is the share above 0. response_mean, response_variance, response_active (C,): the same of the responses
     to all images. sparseness (C,): of the rectified responses r, (1 - (sum r)^2 / (n sum r^2)) / (1 - 1/n): 0
     for a unit that answers to all images alike, 1 for one that answers to a single one, NaN for one that
