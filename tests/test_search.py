@@ -325,7 +325,6 @@ def test_a_study_is_joined_without_saying_anything_and_refuses_what_differs(
         ({"net": "lenet5", "space": {"net_options.wdth": "1,2"}}, "unknown option of net"),
         ({"space": {"net_options.wdth": "1,2"}}, "unknown option of net 'resnet20' 'wdth'"),
         ({"net_options": {"wdth": 3}}, "unknown option of net 'resnet20' 'wdth'"),
-        ({"val": 0.0}, "a search needs validation images; give --val 0.1"),
         ({"space": None}, "no search space given"),
     ],
 )
@@ -336,6 +335,15 @@ def test_mistakes_are_told_before_anything_is_written(
         run(digits, tmp_path / "s", **({"trials": 3} | change))
     assert words in str(error.value)
     assert not (tmp_path / "s").exists()
+
+
+def test_a_search_goes_by_whether_there_are_validation_images(
+    tmp_path: Path, digits: Dataset, trained: list[Recipe]
+) -> None:
+    with pytest.raises(StriateError, match=r"a search needs validation images; give --val 0\.1"):
+        run(open_data("digits", val=0), tmp_path / "without", 1)
+    assert not (tmp_path / "without").exists()
+    assert len(run(digits, tmp_path / "with", 1, val=0.0).records()) == 1
 
 
 def test_a_folder_with_a_run_in_it_is_no_study(tmp_path: Path, digits: Dataset) -> None:

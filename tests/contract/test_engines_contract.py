@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,8 +19,6 @@ def kind(name: str) -> type[Engine]:
     found = ENGINES.get(name)
     if reason := found.missing(CPU):
         pytest.skip(f"{name}: {reason}")
-    if name == "compiled" and "STRIATE_TEST_COMPILER" not in os.environ:
-        pytest.skip("compiling takes long (set STRIATE_TEST_COMPILER=1)")
     return found
 
 

@@ -186,8 +186,6 @@ class Study:
         for dimension in found.dimensions:
             for value in dimension.ends():
                 check_names(found.recipe(base, {dimension.name: value}))
-        if base.val == 0:
-            raise StriateError("a search needs validation images", hint="give --val 0.1")
         if SAMPLERS.entry(sampler).capabilities.get("finite"):
             found.combinations()
         written = {
