@@ -11,6 +11,7 @@ from PIL import Image
 
 from striate.cli import main
 from striate.core.errors import StriateError
+from striate.data.formats import open_data
 from striate.data.loaders import Loader
 from striate.data.preprocess import Preprocess
 from striate.data.samples import Dataset, Split
@@ -74,3 +75,26 @@ def test_the_verb_writes_the_picture(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "did you mean 'mixup'" in capsys.readouterr().err
     with pytest.raises(StriateError, match="1 to 100"):
         show_augmented("digits", images=0)
+
+
+@pytest.mark.parametrize("action", ["check", "describe", "show"])
+def test_the_verb_opens_data_as_training_does(
+    action: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for k in range(20):
+        Image.new("RGB", (8, 8), (10 * k, 40, 90)).save(f"{k}.png")
+    rows = [f"{k}.png,{'dark' if k < 10 else 'light'},{k % 2}" for k in range(20)]
+    Path("t.csv").write_text("\n".join(["path,shade,parity", *rows]))
+    found = []
+    for column in ("shade", "parity"):
+        words = f"data {action} t.csv --label_column {column} --test 0.5 --val 0 --seed 3".split()
+        assert main([*words, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    if action == "check":
+        assert found[0]["counts"] == {"train": [5, 5], "test": [5, 5]}
+    elif action == "describe":
+        assert [one["classes"] for one in found] == [["dark", "light"], ["0", "1"]]
+    else:
+        data = open_data("t.csv", label_column="parity", test=0.5, val=0, seed=3).split("train")
+        assert set(found[1]["names"]) <= {data.name_of(i) for i in range(len(data))}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from striate.core.answer import Answer
 
 
 def data(
     action: Literal["check", "describe", "show", "prepare"], path: str, *, near: int = 2,
-    out: str | None = None,
-    augment: str = "auto", size: int | tuple[int, int] | None = None, batch: int | None = None,
-    seed: int = 0, images: int = 6, views: int = 7, workers: int | None = None,
+    out: str | None = None, val: float = 0.1, test: float = 0.2, contiguous: bool | None = None,
+    label_column: str | None = None, augment: str = "auto", size: int | tuple[int, int] | None = None,
+    batch: int | None = None, start_from: str = "", seed: int = 0, images: int = 6, views: int = 7,
+    workers: int | None = None,
 ) -> Answer:  # fmt: skip
     """Check a data set for trouble, draw what a net sees of it in training, or make it quick to load.
 
@@ -20,12 +21,17 @@ def data(
             prepare copies it with its JPEG files rewritten without loss, so that crops of them decode faster
         path: a folder, .zip, .tar, .csv or IDX file, or a name
         near: check: near duplicates differ in at most so many of 64 hash bits; -1 looks for exact ones only
-        out: write the findings to this .json file too; show: the picture, by default augmented.png;
+        out: write the findings to this .json or .csv file too; show: the picture, by default augmented.png;
             prepare: the folder to write to
+        val: part of the training images held out where the data have no validation split, as in training
+        test: part of all images held out where the data have no splits, as in training
+        contiguous: whether the last images in order are held out; by default where they are numbered frames
+        label_column: the column of a table that holds the class, where it is not found by itself
         augment: show: the augmentation, such as 'pad-crop(4)+flip+mixup'; auto: what training would take
         size: show: input size in pixels, one number or [height, width]; by default what training would take
         batch: show: images a batch, from which mixed samples come; by default what training would take
-        seed: show: the seed of all random draws
+        start_from: show: the model that training would start from, whose size and mean are taken
+        seed: the seed of all random draws, of the splits too
         images: show: how many images, one a row
         views: show: how many views of each
         workers: prepare: how many processes; by default one for each processor
@@ -35,12 +41,15 @@ def data(
     from striate.data.checks import check_data
     from striate.data.formats import open_data
 
+    splits: dict[str, Any] = {
+        "val": val, "test": test, "contiguous": contiguous, "label_column": label_column, "seed": seed
+    }  # fmt: skip
     if action == "show":
         from striate.studies.sheet import show_augmented
 
         sheet = show_augmented(
             path, out=out or "augmented.png", images=images, views=views, augment=augment, size=size,
-            batch=batch, seed=seed,
+            batch=batch, start_from=start_from, **splits,
         )  # fmt: skip
         return Answer(sheet.lines(), sheet.to_dict())
     if action == "prepare":
@@ -49,7 +58,7 @@ def data(
         check_target(out, [".json", ".csv"])
     elif out:
         raise StriateError("'data describe' writes no file", hint="leave out --out, or take 'data check'")
-    dataset = open_data(path, strict=False)
+    dataset = open_data(path, strict=False, **splits)
     if action == "describe":
         return Answer(dataset.describe().splitlines(), {"path": path, "classes": list(dataset.classes)})
     result = check_data(dataset, near=near)
