@@ -53,6 +53,11 @@ def free_memory() -> int | None:
             _, kinds, path = line.split(":", 2)
             if not kinds or "memory" in kinds.split(","):
                 found += _group_memory(_GROUPS / kinds, path.strip("/"), *_LIMITS[bool(kinds)])
+    if not found:
+        with contextlib.suppress(ImportError):
+            import psutil  # macOS and Windows
+
+            found.append(int(psutil.virtual_memory().available))
     return max(0, min(found)) if found else None
 
 
