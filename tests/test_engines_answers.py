@@ -14,6 +14,7 @@ from striate.core.errors import StriateError
 from striate.data.samples import Dataset, Split
 from striate.engines.engine import ENGINES
 from striate.engines.source import export, value_dependent
+from striate.ensemble import Ensemble
 from striate.evaluate.evaluate import evaluate
 
 needs_runtime = pytest.mark.skipif(
@@ -64,6 +65,24 @@ def test_a_wanted_engine_gives_the_same_answers_and_leaves_all_as_found() -> Non
         # The last batch is shorter.
         assert {key[0] for key in model.engines().shapes} == {3, 1}
     assert found(model.net) == before
+
+
+@needs_runtime
+def test_the_members_of_an_ensemble_run_on_the_wanted_engine() -> None:
+    joined, images = Ensemble([conv_model(seed=seed) for seed in (1, 2)]), pictures(7)
+    wanted = joined.predict(images, batch=3, engine="eager")
+    assert joined.engines().told() == "eager"
+    answers = joined.predict(images, batch=3, engine="onnxruntime")
+    assert joined.engines().told().startswith("onnxruntime")
+    for mine, theirs in zip(answers, wanted, strict=True):
+        np.testing.assert_allclose(mine.top.probabilities, theirs.top.probabilities, atol=1e-5)
+    data = Dataset(
+        "set", "classification", joined.classes,
+        [Split.from_arrays("test", np.stack(images), np.arange(7) % 3)],
+    )  # fmt: skip
+    notes = evaluate(joined, data, batch=4, engine="onnxruntime").notes
+    assert any(note.startswith("engine: onnxruntime") for note in notes)
+    assert not any("was not used" in note for note in notes)
 
 
 @needs_runtime

@@ -110,7 +110,7 @@ class Ensemble(Model):
         self.members: tuple[Model, ...] = ()
         super().__init__(net, first.task, first.preprocess, {**_common(flat), **(card or {})})
         self.members = tuple(flat)
-        self.names = tuple(names) if len(names) == len(flat) else tuple(map(_called, flat))
+        self.names = tuple(names) if len(names) == len(flat) else tuple(model.name for model in flat)
         self._orders = [_order(model, first) for model in flat]
         self._geometries = [_geometry(model.preprocess) for model in flat]
 
@@ -367,7 +367,3 @@ def _common(models: Sequence[Model]) -> dict[str, Any]:
     if len(set(data)) > 1 or not models[0].card.get("data"):
         return {}
     return {key: models[0].card[key] for key in ("data", "recipe") if key in models[0].card}
-
-
-def _called(model: Model) -> str:
-    return str(model.card.get("name") or getattr(model.net, "name", "") or type(model.net).__name__)

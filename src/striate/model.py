@@ -90,6 +90,11 @@ class Model:
         tensor = next(itertools.chain(self.net.parameters(), self.net.buffers()), None)
         return torch.device("cpu") if tensor is None else tensor.device
 
+    @property
+    def name(self) -> str:
+        """What the model is called: by its card, else by its net."""
+        return str(self.card.get("name") or getattr(self.net, "name", "") or type(self.net).__name__)
+
     def to(self, device: str | torch.device) -> Model:
         """Move the net's weights ("auto": to an accelerator if there is one); returns the model itself.
 

@@ -57,3 +57,8 @@ def unknown(kind: str, name: object, options: Iterable[str], hint: str | None = 
     guess = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else None
     text = " ".join(part for part in (guess, hint) if part)
     return StriateError(f"unknown {kind} {str(name)!r}", allowed=shown or "(none)", hint=text or None)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, not too long; its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

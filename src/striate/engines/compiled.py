@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from striate.core.errors import first_line
 from striate.engines.engine import ENGINES, Engine, Form, Unusable, computing_with
 from striate.engines.source import Source
 
@@ -33,8 +34,7 @@ class Compiled(Engine):
                 warnings.simplefilter("ignore")
                 self(images)
         except Exception as error:  # the compiler raises whatever it meets
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-            raise Unusable(f"the net cannot be compiled ({reason})") from error
+            raise Unusable(f"the net cannot be compiled ({first_line(error)})") from error
 
     @classmethod
     def missing(cls, device: torch.device) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from striate.core.errors import StriateError
+from striate.core.errors import StriateError, first_line
 from striate.engines.engine import ENGINES, Engine, Form, Unusable, processor
 from striate.engines.source import Source, installed
 
@@ -38,7 +38,7 @@ class OnnxRuntime(Engine):
         except StriateError as error:
             raise Unusable(str(error)) from error
         except Exception as error:  # the runtime has its own kinds, without a common one
-            raise Unusable(f"ONNX Runtime refuses the graph ({_first_line(error)})") from error
+            raise Unusable(f"ONNX Runtime refuses the graph ({first_line(error)})") from error
 
     @classmethod
     def missing(cls, device: torch.device) -> str | None:
@@ -55,7 +55,3 @@ class OnnxRuntime(Engine):
         """Run the graph."""
         (outputs,) = self.session.run(None, {"images": images.contiguous().numpy()})
         return torch.from_numpy(outputs)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from striate.core.errors import StriateError
+from striate.core.errors import StriateError, first_line
 from striate.engines.engine import ENGINES, Engine, Form, Unusable, processor
 from striate.engines.source import Source, installed
 
@@ -42,8 +42,7 @@ class OpenVino(Engine):
         except StriateError as error:
             raise Unusable(str(error)) from error
         except Exception as error:  # its errors are plain RuntimeErrors, and others of the bindings
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-            raise Unusable(f"OpenVINO refuses the graph ({reason})") from error
+            raise Unusable(f"OpenVINO refuses the graph ({first_line(error)})") from error
 
     @classmethod
     def missing(cls, device: torch.device) -> str | None:

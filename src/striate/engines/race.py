@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from striate.core.errors import StriateError
+from striate.core.errors import StriateError, first_line
 from striate.engines import record as records
 from striate.engines.engine import PLAIN, Engine, Form, Plain, Unusable, difference
 from striate.engines.record import SURE, Record
@@ -310,11 +310,6 @@ class Padded(Engine):
 
 def _length(lane: Lane, shapes: list[Shape]) -> int:
     return next(shape.length for shape in shapes if shape.chosen is lane)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, not too long; its kind where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
 def _wait(images: Tensor) -> None:

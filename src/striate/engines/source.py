@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from striate.core.errors import StriateError
+from striate.core.errors import StriateError, first_line
 from striate.nets.folding import fold_batch_norm
 
 OPSET = 18
@@ -102,8 +102,7 @@ def export(net: nn.Module, shape: tuple[int, ...]) -> bytes:
             warnings.simplefilter("ignore")
             torch.onnx.export(net, (example,), found, **settings)  # type: ignore[arg-type]
     except Exception as error:  # the exporter raises whatever it meets
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise StriateError(f"the net cannot be written as ONNX ({reason})") from error
+        raise StriateError(f"the net cannot be written as ONNX ({first_line(error)})") from error
     return found.getvalue()
 
 
@@ -113,7 +112,7 @@ def value_dependent(net: nn.Module) -> str | None:
     try:
         _Foreign().trace(root)
     except Exception as error:  # the net's own code runs
-        return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        return first_line(error)
     return None
 
 

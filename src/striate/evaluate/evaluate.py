@@ -220,9 +220,7 @@ def intervals_of(scores: Scores) -> dict[str, tuple[float, float]]:
 
 def model_name(model: Model, given: Any) -> str:
     """What a model is called in a result: the text that it was given by, or its own name."""
-    if not isinstance(given, Model):
-        return str(given)
-    return str(model.card.get("name") or getattr(model.net, "name", "") or type(model.net).__name__)
+    return model.name if isinstance(given, Model) else str(given)
 
 
 def amount(value: float) -> str:

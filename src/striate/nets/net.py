@@ -256,6 +256,12 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         _check_option(name, key, value, kinds.get(key))
 
 
+def usual(name: str) -> dict[str, int]:
+    """The numbers of classes and of input channels that a registered net has if nothing is said."""
+    parameters = inspect.signature(NETS.get(name)).parameters
+    return {key: int(parameters[key].default) for key in ("classes", "in_channels")}
+
+
 def skeleton(
     name: str, classes: int, in_channels: int = 3, *, size: Size | None = None, **options: Any
 ) -> Net:

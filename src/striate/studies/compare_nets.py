@@ -192,7 +192,7 @@ def _all() -> list[str]:
 
 
 def _entry(name: str, size: int | None) -> _Entry:
-    from striate.nets.net import NETS
+    from striate.nets.net import NETS, usual
     from striate.nets.weights import CARDS, is_published, published
 
     if is_published(name) and size is None:
@@ -204,19 +204,10 @@ def _entry(name: str, size: int | None) -> _Entry:
         return _Entry(name, card.name, spec, dict(card.scores))
     if name in CARDS:
         card = published(name)
-        return _Entry(name, "", {**_usual(card.net), "size": size, **card.options}, {})
+        return _Entry(name, "", {"name": card.net, **usual(card.net), "size": size, **card.options}, {})
     if name not in NETS:
         raise unknown("net", name, {*NETS.names(), *CARDS}, hint="'striate list nets' shows every net")
-    return _Entry(name, "", {**_usual(name), **({} if size is None else {"size": size})}, {})
-
-
-def _usual(name: str) -> dict[str, Any]:
-    import inspect
-
-    from striate.nets.net import NETS
-
-    parameters = inspect.signature(NETS.get(name)).parameters
-    return {"name": name} | {key: parameters[key].default for key in ("classes", "in_channels")}
+    return _Entry(name, "", {"name": name, **usual(name), **({} if size is None else {"size": size})}, {})
 
 
 def _measured(

@@ -85,12 +85,12 @@ def show_net(
     """
     from striate.nets.cost import cost
     from striate.nets.drawing import draw
-    from striate.nets.net import NETS, skeleton
+    from striate.nets.net import NETS, skeleton, usual
     from striate.nets.weights import CARDS, empty, published
 
     if name in NETS or not (name in CARDS or Path(name).exists()):
         entry = NETS.entry(name)
-        standard = _standard(entry.value)
+        standard = usual(entry.name)
         net = skeleton(
             name,
             classes if classes is not None else standard["classes"],
@@ -115,14 +115,6 @@ def show_net(
         shown.name, str(known.get("paper", "")), f"The net of {name}.", cost(shown, size), draw(shown, size)
     )
     return page
-
-
-def _standard(maker: Any) -> dict[str, int]:
-    """The numbers of classes and channels that a net has if nothing is said."""
-    import inspect
-
-    parameters = inspect.signature(maker).parameters
-    return {key: parameters[key].default for key in ("classes", "in_channels")}
 
 
 def _mb(count: float) -> str:

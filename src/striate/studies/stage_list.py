@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,14 +77,13 @@ def stages(name: str) -> Stages:
 
 def _net(name: str) -> Any:
     from striate.model import load
-    from striate.nets.net import NETS, skeleton
+    from striate.nets.net import NETS, skeleton, usual
     from striate.nets.weights import CARDS, empty, published
 
     if name in CARDS:
         return empty(published(name))
     if name in NETS:
-        usual = inspect.signature(NETS.get(name)).parameters
-        return skeleton(name, usual["classes"].default, usual["in_channels"].default)
+        return skeleton(name, **usual(name))
     if Path(name).exists() or Path(name).suffix or len(Path(name).parts) > 1:
         return load(name).net
     raise unknown(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from striate.core.errors import StriateError
+from striate.core.errors import StriateError, first_line
 from striate.train.fit import loss_of
 from striate.train.idle import idle_settings
 from striate.train.optimize import OPTIMIZERS
@@ -139,10 +139,9 @@ def trial_loss(job: Job, net: nn.Module, images: Tensor, targets: Tensor) -> tup
     except StriateError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
-        reason = str(error).splitlines()[0]
         raise StriateError(
             f"the net {job.recipe.net!r} cannot take a batch {tuple(images.shape)} with targets"
-            f" {tuple(targets.shape)} ({reason})",
+            f" {tuple(targets.shape)} ({first_line(error)})",
             hint="check --size, --channels and --batch",
         ) from error
     return loss, outputs
