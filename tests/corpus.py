@@ -133,7 +133,6 @@ def good() -> dict[str, bytes]:
     }
 
 
-@functools.cache
 def png_bombs() -> dict[str, bytes]:
     zeros = bytes(6000 * 6001)
     packed = zlib.compress(zeros, 1)
@@ -175,6 +174,7 @@ def tiff_bombs() -> dict[str, bytes]:
     }
 
 
+@functools.cache
 def bombs() -> dict[str, bytes]:
     """Files that ask for far more memory or time than they are long."""
     whole = good()

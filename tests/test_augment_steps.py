@@ -15,7 +15,9 @@ from striate.core.errors import StriateError
 from striate.data import philox
 from striate.data.augment import parse
 from striate.data.augment_geometry import Lens, ScaleJitter
+from striate.data.loaders import Loader
 from striate.data.preprocess import Preprocess
+from striate.data.samples import Split
 
 HEIGHT, WIDTH = 18, 24
 VIEW = Preprocess(size=(HEIGHT, WIDTH), mean=(0.2, 0.4, 0.6))
@@ -237,3 +239,21 @@ def test_a_padded_view_keeps_its_bars_when_it_moves(text: str) -> None:
         assert np.median(seen) == 128
         assert 0.3 < (pipeline.mask_view(mask, u, view) == 0).mean() < 0.45
         assert (mirrored.view(image, u, view) == 255).all()
+
+
+@pytest.mark.parametrize("augment", ["pad-crop(4)", "pad-crop(4)+flip", "affine(rotate=20)"])
+def test_a_padded_view_is_the_same_from_memory_and_from_files(augment: str) -> None:
+    split = Split.from_arrays("train", np.stack([noise(16, 16, 3, seed=k) for k in range(12)]), np.arange(12))
+    view = Preprocess(size=(16, 16), resize="pad", mean=(0.5, 0.4, 0.3))
+    how = {"batch": 4, "seed": 2, "train": True, "augment": augment}
+    memory, files = (Loader(split, view, mode=mode, **how) for mode in ("memory", "stream"))
+    for one, other in zip(memory.batches(1), files.batches(1), strict=True):
+        np.testing.assert_array_equal(one.images, other.images)
+
+
+def test_the_order_of_steps_does_not_choose_the_border() -> None:
+    view = Preprocess(size=(16, 16))
+    for text in ("pad-crop(2)+trivial-augment", "trivial-augment+pad-crop(2)"):
+        assert parse(text).border(view) == "reflect"
+    assert parse("trivial-augment").border(view) == "constant"
+    assert parse("trivial-augment+pad-crop(2, edge)").border(view) == "edge"

@@ -50,6 +50,16 @@ def test_more_processes_than_devices(device: str, words: str, monkeypatch: pytes
         pass
 
 
+def test_a_process_that_is_shown_one_device_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert find_device("cuda", 3, 4) == torch.device("cuda", 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with pytest.raises(StriateError, match="allowed: up to 1 process;"):
+        find_device("cuda", 3, 4)
+
+
 @pytest.mark.usefixtures("two")
 def test_one_process_a_machine_may_name_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
     joined: list[str] = []

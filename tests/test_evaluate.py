@@ -64,6 +64,9 @@ def test_result_is_saved_as_json(tmp_path: Path) -> None:
     assert told["scores"]["confusion"] == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
     assert told["intervals"]["top-1"] == list(metrics.wilson(2, 2) or ())
     assert told["images_per_second"] > 0
+    short = result.brief()
+    assert {"images_per_second", "network_images_per_second"} <= short.keys()
+    assert "index" not in short["scores"]
 
 
 @pytest.mark.parametrize("size", [(8, 8), (20, 30), None])

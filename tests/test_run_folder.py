@@ -11,7 +11,9 @@ from image_sets import classes_of, write
 from striate.core.errors import StriateError
 from striate.core.runs import MODEL, Run
 from striate.train import session
+from striate.train.range_test import range_test
 from striate.train.recipe import Recipe
+from striate.train.search import search
 from striate.train.space import STUDY
 
 FEW: dict[str, Any] = {
@@ -26,7 +28,7 @@ FEW: dict[str, Any] = {
     [
         ({STUDY: b"{}", MODEL: b"the best of a search"}, "holds a study, not a run; choose another folder"),
         ({STUDY: b"{}"}, "holds a study, not a run; choose another folder with --out"),
-        ({MODEL: b"an ensemble"}, "holds a model of no run, which the run would replace; choose another"),
+        ({MODEL: b"an ensemble"}, "holds a model that would be replaced; choose another folder"),
     ],
 )
 def test_a_run_replaces_no_other_model(
@@ -38,6 +40,14 @@ def test_a_run_replaces_no_other_model(
     with pytest.raises(StriateError, match=words):
         session.rehearse(data, Recipe(net="linear"), out=folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+
+
+def test_what_writes_no_model_may_look_there(tmp_path: Path) -> None:
+    data, folder = write(tmp_path / "data", classes_of(count=8)), write(tmp_path / "taken", {MODEL: b"mine"})
+    range_test(data, Recipe(net="linear", batch=4, threads=1, workers=0), out=folder, steps=12)
+    assert (folder / MODEL).read_bytes() == b"mine"
+    with pytest.raises(StriateError, match="holds a model that would be replaced"):
+        search(data, space={"lr": "0.1,0.2"}, trials=1, out=folder, progress=False, net="linear")
 
 
 def test_a_folder_with_anything_else_takes_a_run(tmp_path: Path) -> None:

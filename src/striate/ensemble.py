@@ -79,8 +79,11 @@ class Together(Engines):
                 self.seen = max((member.engines().seen for member in self.members), default=0)
 
     def told(self) -> str:
-        """What ran most images, of each member that ran on something else."""
-        return "; ".join(dict.fromkeys(member.engines().told() for member in self.members))
+        """What ran most images; where the members differ, of each by its number."""
+        told = [member.engines().told() for member in self.members]
+        if len(set(told)) == 1:
+            return told[0]
+        return "; ".join(f"#{number} {text}" for number, text in enumerate(told, 1))
 
 
 class Ensemble(Model):
@@ -168,11 +171,6 @@ class Ensemble(Model):
         if text not in self.names:
             raise unknown("member", which, [f"1 to {len(self.members)}", *dict.fromkeys(self.names)])
         return self.members[self.names.index(text)]
-
-    def stream(self, images: Iterable[Any], **how: Any) -> Iterator[tuple[str, Any]]:
-        """(name, answer) for each image of an endless or long iterable; see `Model.stream`."""
-        with self.running():
-            yield from super().stream(images, **how)
 
     def _view(self, image: Any) -> tuple[Any, tuple[int, int]]:
         """What each member sees of an image; those that see it in the same way share the view."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from striate import __version__, modelfile
-from striate.core.errors import BadImage, BadModelFile, StriateError, unknown
+from striate.core.errors import BadImage, BadModelFile, StriateError, first_line, unknown
 from striate.core.files import place_of
 from striate.core.machine import check_threads, processors
 from striate.core.results import plain
@@ -92,8 +92,12 @@ class Model:
 
     @property
     def name(self) -> str:
-        """What the model is called: by its card, else by its net."""
-        return str(self.card.get("name") or getattr(self.net, "name", "") or type(self.net).__name__)
+        """What the model is called: by its card, its file (a run's by the folder), or its net."""
+        if self.card.get("name"):
+            return str(self.card["name"])
+        if self.path is not None:
+            return self.path.parent.name if self.path.name == MODEL else self.path.stem
+        return str(getattr(self.net, "name", "") or type(self.net).__name__)
 
     def to(self, device: str | torch.device) -> Model:
         """Move the net's weights ("auto": to an accelerator if there is one); returns the model itself.
@@ -374,7 +378,7 @@ def _from_file(kind: type[Model], path: Path, net: nn.Module | None) -> Model:
     except (
         TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError, MemoryError,
     ) as error:  # fmt: skip
-        reason = (str(error).splitlines() or [""])[0][:120]
+        reason = first_line(error)
         raise modelfile.broken(path, f"{type(error).__name__}: {reason}") from error
 
 

@@ -232,8 +232,8 @@ def environment() -> dict[str, Any]:
 
 def _without_home(text: str) -> str:
     with contextlib.suppress(RuntimeError):
-        home = str(Path.home())
-        return text.replace(f"{home}/", "~/") if len(home) > 1 else text
+        home = re.escape(str(Path.home()))
+        return re.sub(rf"(?<![\w./\\-]){home}(?=[/\\]|$)", lambda _: "~", text) if len(home) > 2 else text
     return text
 
 

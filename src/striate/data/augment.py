@@ -55,7 +55,7 @@ class Pipeline:
         crops = [step for step in self.steps if isinstance(step, Crop)]
         moving = [step for step in self.steps if isinstance(step, Moving)]
         borders = {step.border for step in moving if step.border}
-        fallbacks = [step.fallback for step in moving if step.fallback]
+        fallbacks = sorted({step.fallback for step in moving if step.fallback})  # reflect before zero
         repeats = [step.times for step in self.steps if isinstance(step, Repeats)]
         if len(repeats) > 1:
             raise StriateError(f"{len(repeats)} repeats in {self.text!r}", allowed="one")

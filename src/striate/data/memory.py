@@ -30,8 +30,9 @@ class Memory:
     def __init__(self, reader: Reader, workers: int, prefetch: int) -> None:
         self.reader, self.prefetch = reader, prefetch
         self.workers = Workers(min(workers, 1))
-        # The stack holds views, so the view of each is itself.
-        self.preprocess = dataclasses.replace(reader.preprocess, crop=1.0, resize="crop")
+        # The stack holds views, so the view of each is itself; one that is padded moves with its bars.
+        resize = "pad" if reader.preprocess.resize == "pad" else "crop"
+        self.preprocess = dataclasses.replace(reader.preprocess, crop=1.0, resize=resize)
         self._lock = threading.Lock()
         self._stack: Bytes | None = None
         self._rows: Integers | None = None

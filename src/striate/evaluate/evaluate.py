@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from striate.core.errors import StriateError
+from striate.core.files import place_of
 from striate.core.results import Result
 from striate.data.samples import Dataset
 from striate.engines.chooser import check_name
@@ -62,11 +62,17 @@ class Evaluation(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, the rates among them."""
-        rates = {
+        return {**super().to_dict(), **self._rates()}
+
+    def brief(self) -> dict[str, Any]:
+        """Plain JSON values without arrays, the rates among them."""
+        return {**super().brief(), **self._rates()}
+
+    def _rates(self) -> dict[str, float]:
+        return {
             "images_per_second": self.images_per_second,
             "network_images_per_second": self.network_images_per_second,
         }
-        return {**super().to_dict(), **rates}
 
     def lines(self) -> list[str]:
         """The scores with their intervals, what they cost, and what was left out, as text."""
@@ -197,7 +203,7 @@ def given_models(model: Any) -> list[Model | str | os.PathLike[str]]:
         StriateError: none was given.
     """
     found: Any = model
-    if isinstance(model, str) and "+" in model and not Path(model).exists():
+    if isinstance(model, str) and "+" in model and not place_of(model).exists():
         found = [part.strip() for part in model.split("+")]
     listed: list[Any] = list(found) if isinstance(found, (list, tuple)) else [found]
     if not listed or any(isinstance(part, str) and not part for part in listed):

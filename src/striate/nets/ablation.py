@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from striate.core.errors import StriateError, unknown
+from striate.core.errors import StriateError, first_line, unknown
 from striate.nets.net import Net, initialise
 from striate.nets.taps import leaves_as_found, shadow
 from striate.nets.tracker import FAILURES
@@ -185,7 +185,7 @@ def _fit(
         try:
             x = run(name, x, module)
         except (*FAILURES, StriateError) as error:
-            reason = (str(error).splitlines() or [""])[0]
+            reason = first_line(error)
             raise _Stuck(f"{name} cannot take {_by(x)} ({reason})" if reason else name) from error
     if x.shape != (2, run.bare.classes):
         raise _Stuck(f"the last stage gives {_by(x)} instead of {run.bare.classes} logits")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from striate.core.errors import StriateError
+from striate.core.errors import StriateError, first_line
 from striate.nets.geometry import ask
 from striate.nets.net import Size
 from striate.nets.taps import shadow
@@ -50,7 +50,7 @@ def traced(root: nn.Module) -> fx.Graph:
     try:
         return _Leaves().trace(root)
     except (*FAILURES, StriateError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise StriateError(
             f"the forward pass of {type(root).__name__} cannot be followed ({reason})",
             hint="its control flow must not depend on what the tensors hold",
@@ -89,7 +89,7 @@ def steps(net: nn.Module, size: Size | None = None, in_channels: int | None = No
         with torch.inference_mode(), Outlined():  # type: ignore[no-untyped-call]
             shapes.run(torch.empty(1, channels, *height_width, device="meta", dtype=kind))
     except (*FAILURES, StriateError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise StriateError(
             f"the net cannot take a picture of {channels} x {height_width[0]} x {height_width[1]} ({reason})",
             hint="give another size or number of channels",

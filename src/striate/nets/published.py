@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from striate.core.errors import BadModelFile, StriateError, unknown
+from striate.core.errors import BadModelFile, StriateError, first_line, unknown
 from striate.core.fetch import HEX, fetch, sha256
 from striate.core.files import write_text
 from striate.core.machine import cache_folder, offline
@@ -241,7 +241,7 @@ def _through_hub(card: Card) -> Path:
         return Path(hf_hub_download(card.hub, card.file, revision=card.revision))
     # The loader answers a missing network with exceptions of many libraries.
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = first_line(error)
         raise StriateError(
             f"cannot fetch {card.name!r} from the Hugging Face hub ({type(error).__name__}: {reason})",
             hint=f"put {card.file} of {card.hub} into {str(_cached(card).parent)!r} as {card.file_name}",

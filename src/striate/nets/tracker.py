@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from striate.core.errors import StriateError
+from striate.core.errors import StriateError, first_line
 from striate.nets.taps import leaves_as_found, shadow, stage, stepping
 
 
@@ -206,7 +206,7 @@ def walk(net: nn.Module, size: tuple[int, int], channels: int, names: Sequence[s
                 return _pass(net.eval(), torch.zeros(1, channels, *size, device=device, dtype=kind), names)
         except FAILURES as error:
             failure = error
-    reason = (str(failure).splitlines() or [type(failure).__name__])[0]
+    reason = first_line(failure)
     raise StriateError(
         f"the net cannot take a picture of {channels} x {size[0]} x {size[1]} ({reason})",
         hint="give another size or number of channels",

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from striate.core.errors import BadModelFile
+from striate.core.errors import BadModelFile, first_line
 from striate.core.fetch import sha256
 from striate.nets import keys
 from striate.nets.net import NETS, Net, skeleton
@@ -67,7 +67,7 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise
     # The parsers answer damage with many kinds of exception.
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0][:120]
+        reason = first_line(error)
         raise BadModelFile(
             f"{str(source)!r} is not a readable weight file ({type(error).__name__}: {reason})",
             allowed="a safetensors file, or a PyTorch file with tensors by name",

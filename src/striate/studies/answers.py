@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from striate.core.errors import BadImage, StriateError
 from striate.core.files import check_target, write_text
 from striate.core.results import Result
@@ -95,7 +97,7 @@ def predict_files(
             mask, overlay = places[number]
             draw.save(mask, answer.mask[..., None])
             draw.save(overlay, loaded.task.draw(to_image(name), answer))
-            answer = dataclasses.replace(answer, mask=answer.mask[:0, :0])
+            answer = dataclasses.replace(answer, mask=np.empty((0, 0), np.uint8))
         result.files.append(name)
         result.answers.append(answer)
     engine, notes = ran_on(loaded)

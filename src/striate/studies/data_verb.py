@@ -23,15 +23,15 @@ def data(
         near: check: near duplicates differ in at most so many of 64 hash bits; -1 looks for exact ones only
         out: write the findings to this .json or .csv file too; show: the picture, by default augmented.png;
             prepare: the folder to write to
-        val: part of the training images held out where the data have no validation split, as in training
-        test: part of all images held out where the data have no splits, as in training
-        contiguous: whether the last images in order are held out; by default where they are numbered frames
-        label_column: the column of a table that holds the class, where it is not found by itself
+        val: all but prepare: part of the training images held out where there is no validation split
+        test: all but prepare: part of all images held out where there are no splits
+        contiguous: all but prepare: whether the last images are held out; by default of numbered frames
+        label_column: all but prepare: the column of a table that holds the class, if it is not found
         augment: show: the augmentation, such as 'pad-crop(4)+flip+mixup'; auto: what training would take
         size: show: input size in pixels, one number or [height, width]; by default what training would take
         batch: show: images a batch, from which mixed samples come; by default what training would take
         start_from: show: the model that training would start from, whose size and mean are taken
-        seed: the seed of all random draws, of the splits too
+        seed: all but prepare: the seed of all random draws, of the splits too
         images: show: how many images, one a row
         views: show: how many views of each
         workers: prepare: how many processes; by default one for each processor

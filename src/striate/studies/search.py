@@ -61,7 +61,7 @@ def search_verb(
     if dry_run:
         optuna()
         found = parse(space or {}, recipe)
-        lines = session.rehearse(data or "", recipe, out=out) if data else []
+        lines = session.rehearse(data, recipe) if data else []
         return job.Rehearsal((*lines, *(f"search: {line}" for line in found.lines())))
     study = search(data, recipe, space, trials=trials, out=out, sampler=sampler, pruner=pruner, given=given)
     return finish(study, report=report)

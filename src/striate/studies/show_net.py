@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from striate.core.errors import StriateError
-from striate.core.files import write_text
+from striate.core.files import place_of, write_text
 from striate.core.results import Result
 from striate.nets.cost import Cost
 
@@ -88,7 +88,7 @@ def show_net(
     from striate.nets.net import NETS, skeleton, usual
     from striate.nets.weights import CARDS, empty, published
 
-    if name in NETS or not (name in CARDS or Path(name).exists()):
+    if name in NETS or not (name in CARDS or place_of(name).exists()):
         entry = NETS.entry(name)
         standard = usual(entry.name)
         net = skeleton(

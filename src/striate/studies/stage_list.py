@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from striate.core.errors import unknown
+from striate.core.files import place_of
 from striate.studies.catalogue import Listing
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _net(name: str) -> Any:
         return empty(published(name))
     if name in NETS:
         return skeleton(name, **usual(name))
-    if Path(name).exists() or Path(name).suffix or len(Path(name).parts) > 1:
+    if place_of(name).exists() or Path(name).suffix or len(Path(name).parts) > 1:
         return load(name).net
     raise unknown(
         "net or model", name, {*NETS.names(), *CARDS}, hint="or give a run folder or a .safetensors file"

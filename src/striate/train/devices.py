@@ -99,6 +99,8 @@ def find_device(name: str, local_rank: int = 0, processes: int = 1) -> torch.dev
             f"device is {name!r}, and {processes} processes would share it",
             hint="give --device cuda, of which each process takes its own",
         )
+    if count == 1 and os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return torch.device("cuda", 0)  # what started the processes may have shown each its own
     if local_rank >= count:
         raise StriateError(
             f"this machine has no CUDA device for process {local_rank} (from 0)",

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from striate.core.errors import StriateError, unknown
+from striate.core.files import place_of
 from striate.model import load
 from striate.nets import weights
 from striate.nets.convert import grow
@@ -29,7 +30,7 @@ def to_train_first(recipe: Recipe) -> bool:
         StriateError: it is neither a file nor a folder, a published net or an architecture.
     """
     name = recipe.grow_from
-    if not name or Path(name).exists() or (name not in NETS and weights.is_published(name)):
+    if not name or place_of(name).exists() or (name not in NETS and weights.is_published(name)):
         return False
     if name not in NETS:
         raise unknown("net", name, NETS.names(), hint="grow_from may also be a run or a .safetensors file")

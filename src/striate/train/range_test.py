@@ -236,7 +236,7 @@ def range_test(
     with place(wanted.device, wanted.amp) as here, threads(wanted.threads) as computing:
         if here.world > 1:
             raise StriateError("a range test takes one process", hint="start it without torchrun")
-        start = begin(data, wanted, None, out, False)
+        start = begin(data, wanted, None, out, False, trains=False)
         setup = prepare(open_set(data, start), wanted, here, computing)
         try:
             found = run_test(setup.job, steps=steps)

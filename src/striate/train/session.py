@@ -236,8 +236,12 @@ def where(data: Any, wanted: Recipe, named: Collection[str] | None, out: Any, re
     return device, amp
 
 
-def begin(data: Any, wanted: Recipe, named: Collection[str] | None, out: Any, resume: Any) -> Start:
+def begin(
+    data: Any, wanted: Recipe, named: Collection[str] | None, out: Any, resume: Any, *, trains: bool = True
+) -> Start:
     """Where to begin: a new folder, or an earlier part with settings that agree with `wanted`.
+
+    trains: whether a run is to be written there.
 
     Raises:
         StriateError: nothing to resume, a folder in use, of a study or another model, or within the data, or
@@ -264,7 +268,8 @@ def begin(data: Any, wanted: Recipe, named: Collection[str] | None, out: Any, re
             f"{str(folder)!r} already holds a run",
             hint="continue it with --resume, or choose another folder with --out",
         )
-    check_apart(folder, wanted.start_from)
+    if trains:
+        check_apart(folder, wanted.start_from)
     images = data.path if isinstance(data, Dataset) else os.fspath(data)
     if images and place_of(images).is_dir() and folder.resolve().is_relative_to(place_of(images).resolve()):
         # Its files would be a part of the data the next time.

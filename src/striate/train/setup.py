@@ -149,7 +149,8 @@ def prepare(
     """
     check_names(asked)
     train, val = training_splits(dataset, asked)
-    check_val(asked, val)
+    if not written or asked.patience != written["recipe"].get("patience"):
+        check_val(asked, val)
     source = None if begun else open_source(asked)
     if written:
         recipe = settings.from_dict(Recipe, written["recipe"])

@@ -90,10 +90,18 @@ def check_apart(folder: Path, source: str) -> None:
         raise StriateError(
             f"{str(folder)!r} holds a study, not a run", hint="choose another folder with --out"
         )
-    if own.exists():
+    check_no_model(folder)
+
+
+def check_no_model(folder: Path) -> None:
+    """A folder for a new run or study holds no model that it would replace.
+
+    Raises:
+        StriateError: it does.
+    """
+    if (folder / MODEL).exists():
         raise StriateError(
-            f"the run folder {str(folder)!r} holds a model of no run, which the run would replace",
-            hint="choose another folder with --out",
+            f"{str(folder)!r} holds a model that would be replaced", hint="choose another folder with --out"
         )
 
 

@@ -24,7 +24,7 @@ from striate.train.recipe import FREE, Recipe
 from striate.train.samplers import PRUNERS, SAMPLERS, optuna
 from striate.train.setup import check_names, settle, training_splits
 from striate.train.space import STUDY, Dimension, Space, parse, told
-from striate.train.starting import open_source
+from striate.train.starting import check_no_model, open_source
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -175,6 +175,7 @@ class Study:
             raise StriateError(
                 f"{str(folder)!r} holds a run, not a study", hint="choose another folder with --out"
             )
+        check_no_model(folder)
         found = parse(space or {}, base)
         default = Recipe()
         for name in found.names:

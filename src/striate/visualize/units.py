@@ -281,16 +281,7 @@ class Watch:
             )
         kept = {int(number) for one in stages for number in np.unique(one.index) if number >= 0}
         names = {number: split.name_of(number) for number in sorted(kept)}
-        return Units(name_of(model), data, split.name, self.images, self.k, tuple(stages), names, tuple(bad))
-
-
-def name_of(model: Model) -> str:
-    """What a model is called: by its card, its file, or its net."""
-    if model.card.get("name"):
-        return str(model.card["name"])
-    if model.path is not None:
-        return model.path.parent.name if model.path.name == "model.safetensors" else model.path.stem
-    return str(getattr(model.net, "name", type(model.net).__name__))
+        return Units(model.name, data, split.name, self.images, self.k, tuple(stages), names, tuple(bad))
 
 
 def _finite(value: Any) -> Any:
