@@ -54,6 +54,8 @@ def test_a_table_has_one_row_a_file_with_the_classes_best_first(tmp_path: Path, 
 def test_an_unreadable_file_stops_unless_it_is_to_be_skipped(tmp_path: Path, files: Path) -> None:
     with pytest.raises(StriateError, match=r"bad\.jpg"):
         predict_files(saved(tmp_path), [str(files)])
+    with pytest.raises(StriateError, match="cannot look for"):
+        predict_files(saved(tmp_path), ["x" * 300])
 
 
 def test_json_on_the_command_line_names_answers_and_bad_files(
@@ -106,6 +108,21 @@ def test_masks_never_take_the_place_of_pictures_or_of_one_another(tmp_path: Path
     predict_files(model, [str(files / name) for name in ("a.png", "a_overlay.png")], out=str(tmp_path / "m"))
     names = {path.name for path in (tmp_path / "m").iterdir()}
     assert names == {"a.png", "a_overlay.png", "a_overlay_.png", "a_overlay__overlay.png"}
+
+
+def test_masks_replace_nothing_but_earlier_masks(tmp_path: Path, files: Path) -> None:
+    model, out = saved(tmp_path, "segmentation"), tmp_path / "labels.v2"
+    out.mkdir()
+    (out / "a.png").write_bytes(b"the truth")
+    with pytest.raises(StriateError, match=r"a\.png' would be replaced, which is no earlier answer"):
+        predict_files(model, [str(files / "a.png")], out=str(out))
+    assert (out / "a.png").read_bytes() == b"the truth"
+    (tmp_path / "plain").write_text("mine")
+    with pytest.raises(StriateError, match="is a file; give a folder"):
+        predict_files(model, [str(files / "a.png")], out=str(tmp_path / "plain"))
+    for _ in range(2):
+        predict_files(model, [str(files / "b.png")], out=str(out))
+    assert {path.name for path in out.iterdir()} == {"a.png", "b.png", "b_overlay.png"}
 
 
 @pytest.mark.parametrize(

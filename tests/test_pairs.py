@@ -11,8 +11,12 @@ import pytest
 from PIL import Image
 
 from image_sets import png, problem, write, zipped
+from little_models import conv_model
 from striate.core.errors import BadImage
 from striate.data.formats import open_data
+from striate.data.loaders import Loader
+from striate.data.preprocess import Preprocess
+from striate.evaluate.evaluate import evaluate
 
 
 def mask(values: np.ndarray | list[list[int]], mode: str = "L") -> bytes:
@@ -185,6 +189,43 @@ def test_a_mask_of_another_size_or_value_is_found(tmp_path: Path) -> None:
     found = data.scan(full=True)
     assert sorted(name for name, _ in found) == ["images/3.png", "images/5.png", "images/7.png"]
     assert len(data.split("test")) == 7
+
+
+@pytest.mark.parametrize("mode", ["memory", "stream"])
+def test_a_mask_of_another_shape_is_left_out_everywhere(mode: str, tmp_path: Path) -> None:
+    files = stack([0, 1, 2], 12)
+    file = io.BytesIO()
+    turned = Image.Exif()
+    turned[0x112] = 6
+    Image.open(io.BytesIO(files["images/3.png"])).save(file, "JPEG", exif=turned)
+    files = {**files, "images/3.jpg": file.getvalue(), "labels/5.png": mask(noise(5, [0, 1, 2], (5, 6)))}
+    del files["images/3.png"]
+    data = open_data(write(tmp_path / "s", files), val=0, test=0.5, contiguous=False)
+    view = Preprocess(size=(8, 8))
+    named = []
+    for name in ("train", "test"):
+        loader = Loader(data.split(name), view, batch=1, train=name == "train", mode=mode)
+        list(loader.batches(0))
+        named += loader.bad
+        loader.close()
+    assert sorted(name.rpartition("/")[2] for name, _ in named) == ["3.jpg", "5.png"]
+    assert all("the mask is" in reason and "its image" in reason for _, reason in named)
+    model = conv_model("segmentation")
+    model.task.classes = data.classes
+    tested = evaluate(model, data, split="all")
+    assert (tested.n, len(tested.bad)) == (10, 2)
+
+
+def test_lossy_masks_are_refused_and_previews_are_no_masks(tmp_path: Path) -> None:
+    files = stack([0, 1], 12)
+    lossy = {name.replace(".png", ".jpg"): data for name, data in files.items() if name.startswith("labels")}
+    for name, data in lossy.items():
+        file = io.BytesIO()
+        Image.open(io.BytesIO(data)).save(file, "JPEG")
+        lossy[name] = file.getvalue()
+    images = {name: data for name, data in files.items() if name.startswith("images")}
+    assert "holds no exact class numbers" in problem(write(tmp_path / "a", images | lossy))
+    assert len(open_data(write(tmp_path / "b", files | lossy), test=1).split("test")) == 12
 
 
 def test_class_folders_called_labels_are_not_masks(tmp_path: Path) -> None:

@@ -78,6 +78,17 @@ def test_what_is_done_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.M
     assert repeat(squares("train", "test"), tmp_path, resume=True) == first
 
 
+def test_repeats_go_into_no_folder_of_others(tmp_path: Path) -> None:
+    data = squares("train", "test")
+    repeat(data, tmp_path / "mine")
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "study.json").write_text("{}")
+    for folder in ("mine", "study", "mine/seed-3"):
+        with pytest.raises(StriateError, match=r"already holds .*continue repeats with --resume, or choose"):
+            repeat(data, tmp_path / folder)
+    assert not list((tmp_path / "mine" / "seed-3").glob("seed-*"))
+
+
 def test_without_images_to_score_by_nothing_is_trained(tmp_path: Path) -> None:
     with pytest.raises(StriateError, match="neither test nor validation images to score by; give --val"):
         repeat(squares("train"), tmp_path)

@@ -204,6 +204,7 @@ def test_models_kept_in_training_show_how_units_grow(
     assert picture.arrays["index"].shape == picture.arrays["values"].shape == (2, 2)
     assert len(picture.panels) == 4
     assert picture.columns == 2
+    assert evolution(tmp_path / "run", split, "conv1", rule="none").arrays["units"].tolist() == list(range(6))
     code, text = said(
         capsys, "units", str(tmp_path / "run"), "digits", "--over-training", "--stages", "conv1",
         "--limit", "20", "--rule", "plain", "--units", "0-3", "--out", str(tmp_path / "e.npz"),

@@ -178,6 +178,9 @@ def test_labels_without_images(photos: Path, capsys: pytest.CaptureFixture[str])
         (["stylize", "photos", "photos", "--out", "photos/dark/00.png/found.png"], "a part of the path is"),
         (["train", "~nobody-has-this-name/photos"], "cannot look for '~nobody-has-this-name/photos'"),
         (["train", "x" * 300], "cannot look for"),
+        (["report", "x" * 300], "cannot "),
+        (["train", "photos", "--out", "x" * 300], "cannot "),
+        (["predict", "photos+photos/dark", "photos"], "names several models; join them: striate ensemble"),
         (["data", "prepare", "~nobody-has-this-name/photos", "--out", "quick"], "cannot look for"),
         (["bench", "train", "nowhere", "--out", "photos"], "is a folder"),
         (["compare", "nets", "nowhere", "--out", "found.pdf"], "allowed: .csv, .json, .png, .svg, a folder"),
@@ -250,3 +253,13 @@ def test_values_of_the_wrong_kind(
     assert part in told
     assert "Union" not in told
     assert "NoneType" not in told
+
+
+def test_home_is_known_where_the_shell_does_not_tell(
+    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(photos.parent))
+    found = succeed(capsys, "data", "check", "~/photos", "--out=~/found.json")
+    assert found
+    assert (photos.parent / "found.json").exists()
+    assert not Path("~").exists()

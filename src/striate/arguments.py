@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import os
 import re
 import types
 import typing
@@ -34,7 +35,7 @@ def parse(
     """
     parser = make_parser(program, verb)
     flags = {option for action in parser._actions for option in action.option_strings}
-    written = [_underscored(word, flags) for word in arguments]
+    written = [_at_home(_underscored(word, flags)) for word in arguments]
     try:
         with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -140,6 +141,12 @@ def _underscored(word: str, flags: set[str]) -> str:
     flag, sign, value = word.partition("=")
     other = "--" + flag[2:].replace("-", "_")
     return other + sign + value if flag not in flags and other.split(".")[0] in flags else word
+
+
+def _at_home(word: str) -> str:
+    """`--out=~/runs` as `--out ~/runs`, of which a shell makes a path."""
+    flag, sign, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return flag + sign + os.path.expanduser(value) if value.startswith("~/") else word  # noqa: PTH111
 
 
 def _mistake(program: str, text: str, flags: set[str]) -> StriateError:

@@ -322,6 +322,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of a pipe went away: keep the interpreter from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None or not error.strerror:
+            raise
+        print(f"striate: cannot use {str(error.filename)[:200]!r}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 def _run(name: str, arguments: list[str]) -> int:

@@ -342,6 +342,10 @@ class Model:
             return _from_file(cls, path, net).to(device)
         if isinstance(source, str) and weights.is_published(source):
             return _published(cls, source).to(device)
+        if isinstance(source, str) and "+" in source and all(map(Path.exists, map(Path, source.split("+")))):
+            raise StriateError(
+                f"{source!r} names several models", hint="join them: striate ensemble A B --out FILE"
+            )
         if (path.suffix and not weights.resembles(str(source))) or len(path.parts) > 1:
             raise StriateError(f"there is no file or folder {str(source)!r}", hint="check the path")
         raise unknown("model", source, weights.CARDS, hint="or give a run folder or a .safetensors file")

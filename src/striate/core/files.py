@@ -88,11 +88,13 @@ def check_target(path: str | os.PathLike[str], suffixes: Sequence[str], folder: 
     Raises:
         StriateError: another suffix, a folder where a file belongs, or a place that cannot be written to.
     """
-    target = Path(path)
+    target = place_of(path)
     known = target.suffix.lower() in suffixes
     if target.is_dir() and (known or not folder):
         raise StriateError(f"{os.fspath(path)!r} is a folder", hint="give a file name")
-    if not known and not (folder and not target.suffix):
+    if folder and not target.suffix and target.is_file():
+        raise StriateError(f"{os.fspath(path)!r} is a file", hint="give a folder, or another ending")
+    if not known and not (folder and (target.is_dir() or not target.suffix)):
         raise StriateError(
             f"cannot write results as {target.name!r}", allowed=[*suffixes, *(["a folder"] if folder else [])]
         )

@@ -200,9 +200,7 @@ class _Prints:
             height, width, channels = facts.height, facts.width, facts.channels
             grey = decode(data, at_least=4 * THUMB, channels=1)
         if split.masks is not None:
-            mask = split.mask(index)
-            if mask.shape != (height, width):
-                raise BadImage(f"the image is {height} x {width}, its mask {mask.shape[0]} x {mask.shape[1]}")
+            mask = split.mask(index, (height, width))
             self.pixels[index] = np.bincount(mask.ravel(), minlength=256)[:256]
         self.digests[index] = hashlib.blake2b(data, digest_size=16).digest()
         self.hashes[index] = difference_hash(grey)

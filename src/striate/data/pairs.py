@@ -22,7 +22,8 @@ _MASK_WORDS = "masks mask labels label annotations annotation annots annot targe
 MASK_FOLDERS = frozenset((*_MASK_WORDS.split(" "), "segmentationclass", "segmentationclassraw"))
 MASK_ENDS = re.compile(r"(?:[-_]?(?:annot|annots|masks?|labels?|gt))$", re.IGNORECASE)
 IMAGE_ENDS = re.compile(r"[-_](?:images?|imgs?|frames)$", re.IGNORECASE)
-MASK_SUFFIXES = frozenset((".png", ".bmp", ".tif", ".tiff", ".gif", ".pgm"))
+# They hold no exact class numbers, which reading them tells; beside a mask of another kind they are no mask.
+LOSSY_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".webp"))
 CLASS_FILES = ("classes.txt", "classes.tsv", "classes.csv", "labels.txt", "label_names.txt")
 IGNORED_NAMES = frozenset(("void", "ignore", "ignored", "unlabelled", "unlabeled"))
 MASK_SAMPLE = 256
@@ -199,14 +200,13 @@ def _sides(tree: Tree, strict: bool = False) -> tuple[dict[tuple[str, ...], str]
     """Key -> path of the images, and of the masks."""
     images: dict[tuple[str, ...], str] = {}
     masks: dict[tuple[str, ...], str] = {}
+    lossy: dict[tuple[str, ...], str] = {}
     for path in tree.files:
         if not is_image(path):
             continue
         folders = path.split("/")[:-1]
         is_mask = any(_mask_folder(folder) for folder in folders)
-        if is_mask and suffix(path) not in MASK_SUFFIXES:
-            continue
-        side = masks if is_mask else images
+        side = images if not is_mask else lossy if suffix(path) in LOSSY_SUFFIXES else masks
         key = (*_plain(folders, is_mask), MASK_ENDS.sub("", stem(path)) if is_mask else stem(path))
         if is_mask and key not in images and (exact := (*key[:-1], stem(path))) in images:
             key = exact
@@ -216,7 +216,7 @@ def _sides(tree: Tree, strict: bool = False) -> tuple[dict[tuple[str, ...], str]
                 hint="keep one file of each name",
             )
         side[key] = path
-    return images, masks
+    return images, lossy | masks
 
 
 def _mask_folder(folder: str) -> bool:

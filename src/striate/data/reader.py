@@ -59,6 +59,8 @@ class Reader:
         self._shares: dict[Sides, Counter[int]] = {}
         # An image is decoded whole once, which finds any damage; then little more than is looked at.
         self._sound = np.zeros(len(split), dtype=np.bool_)
+        # Height and width of what was decoded whole, which its mask must have.
+        self._sides = np.zeros((len(split) if self.has_masks else 0, 2), dtype=np.int32)
         self._order: tuple[int, Integers] = (-1, np.arange(len(split)))
 
     def __getstate__(self) -> dict[str, object]:
@@ -118,7 +120,8 @@ class Reader:
         row = int(self.split.rows[number])
         mask = self.kept.mask(row)
         if mask is None:
-            mask = self.split.mask(number)
+            height, width = self._sides[number].tolist()
+            mask = self.split.mask(number, (height, width) if height else None)
             self.kept.add_mask(row, mask)
         return mask
 
@@ -145,6 +148,8 @@ class Reader:
         self._sound[number] = not look.doubtful
         if look.size is not None:
             return image, (look.x, look.y, *look.size)
+        if self.has_masks:
+            self._sides[number] = look.sides or image.shape[:2]
         if kept.most > 0:
             sides = look.sides or ONE_SIZE
             kept.add(row, look.n, sides, image, self._share(sides, look.n))

@@ -116,11 +116,11 @@ class Split:
         except BadImage as error:
             raise _named(self.pool.names[row], error) from error
 
-    def mask(self, index: int) -> NDArray[np.int32]:
+    def mask(self, index: int, sides: tuple[int, int] | None = None) -> NDArray[np.int32]:
         """The mask of image `index` as (H, W) int32 class indices; 255 = ignored.
 
         Raises:
-            BadImage: it cannot be decoded, or holds a value that is no class.
+            BadImage: it cannot be decoded, holds a value that is no class, or is not of `sides` where given.
         """
         if self.masks is None:
             raise StriateError(f"split {self.name!r} has no masks")
@@ -130,6 +130,11 @@ class Split:
                 values = np.asarray(self.masks.pictures[row], dtype=np.int32)
             else:
                 values = decode_index(self.masks.read(row))
+            if sides is not None and values.shape != sides:
+                shapes = (
+                    f"the mask is {values.shape[0]} x {values.shape[1]}, its image {sides[0]} x {sides[1]}"
+                )
+                raise BadImage(shapes, hint="turn or cut the one as the other; EXIF orientation counts")
             return values if self.lookup is None else _look_up(values, self.lookup)
         except BadImage as error:
             raise _named(self.masks.names[row], error) from error
@@ -370,9 +375,9 @@ def _fault(split: Split, index: int, full: bool) -> str | None:
         if not full:
             split.header_channels_size(index)
             return None
-        image = split.image(index)
-        if split.masks is not None and (shape := split.mask(index).shape) != image.shape[:2]:
-            return f"{split.name_of(index)!r} is {image.shape[:2]}, its mask {shape} (height, width)"
+        sides = split.image(index).shape[:2]
+        if split.masks is not None:
+            split.mask(index, sides)
     except BadImage as error:
         return str(error)
     return None

@@ -19,6 +19,7 @@ from striate.core.machine import check_threads, processors
 from striate.data.samples import Split
 from striate.evaluate.protocols import View
 from striate.evaluate.runner import Runner, Views
+from striate.images.jpeg import Look
 
 # Images that one loader thread takes at a time at most: small pictures would drown in hand-overs.
 CHUNK = 16
@@ -165,9 +166,13 @@ def _read(runner: Runner, split: Split, numbers: Sequence[int]) -> list[Item | t
     preprocess = runner.model.preprocess
     for number in numbers:
         try:
-            image: View = split.image(number, at_least=runner.at_least, channels=preprocess.channels)
+            look = Look()
+            image: View = split.image(
+                number, at_least=runner.at_least, channels=preprocess.channels, look=look
+            )
             if split.targets is None:
-                target: Any = runner.protocol.target(split.mask(number), preprocess)
+                mask = split.mask(number, look.sides or image.shape[:2])
+                target: Any = runner.protocol.target(mask, preprocess)
             else:
                 target = split.targets[number]
         except BadImage as error:

@@ -43,11 +43,18 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
     """The image files below a folder, in order of their paths.
 
     Raises:
-        StriateError: there is none.
+        StriateError: there is none, or a folder in it may not be read.
     """
+
+    def refuse(error: OSError) -> None:
+        raise StriateError(
+            f"cannot read the folder {str(error.filename)!r} ({error.strerror})", hint="check its permissions"
+        ) from error
+
+    files = (Path(place, name) for place, _, names in os.walk(folder, onerror=refuse) for name in names)
     found = sorted(
         path
-        for path in Path(folder).rglob("*")
+        for path in files
         # Names with a leading dot are what systems leave beside pictures, such as macOS's ._photo.jpg.
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
     )

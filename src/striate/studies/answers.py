@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from striate.core.errors import BadImage, StriateError
-from striate.core.files import check_target, write_text
+from striate.core.files import check_target, place_of, write_text
 from striate.core.results import Result
 from striate.engines.chooser import check_name
 from striate.images import draw
@@ -55,7 +55,7 @@ def expand(paths: Sequence[str]) -> Iterator[str]:
         StriateError: a folder without image files, or a path that does not exist.
     """
     for given in paths:
-        path = Path(given)
+        path = place_of(given)
         if not given:
             raise StriateError("the name of an image is empty", hint="give image files or folders")
         if path.is_dir():
@@ -143,6 +143,12 @@ def _places(model: Model, files: Sequence[str], out: Path) -> dict[int, tuple[Pa
                     f"the mask {str(place)!r} would take the place of a picture that was given",
                     hint="give another folder with --out",
                 )
+        # What an earlier call wrote lies there in pairs.
+        if mask.exists() != overlay.exists():
+            raise StriateError(
+                f"{str(mask if mask.exists() else overlay)!r} would be replaced, which is no earlier answer",
+                hint="give another folder with --out",
+            )
         found[number] = mask, overlay
     return found
 

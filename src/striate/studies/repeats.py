@@ -12,12 +12,14 @@ from pathlib import Path
 
 from striate.core import settings
 from striate.core.errors import StriateError
+from striate.core.files import place_of
 from striate.core.results import Result
 from striate.core.runs import SETTINGS, SPLITS, Run
 from striate.data.samples import Dataset
 from striate.studies.job import JobResult, split_to_test, train_and_report
 from striate.train import session
 from striate.train.recipe import Recipe
+from striate.train.space import is_study
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,12 @@ def train_repeats(
         recipe = _as_begun(Path(out), recipe, given)
     named = None if given is None else frozenset(given) | {"seed"}
     check_repeats(data, recipe, repeats)
+    folder = place_of(out)
+    if is_study(folder) or (folder / SETTINGS).exists() or (not resume and _begun(folder)):
+        raise StriateError(
+            f"{str(folder)!r} already holds {'repeats' if _begun(folder) else 'a run or a study'}",
+            hint="continue repeats with --resume, or choose another folder with --out",
+        )
     found: list[JobResult] = []
     for seed in range(recipe.seed, recipe.seed + repeats):
         folder, own = Path(out) / f"seed-{seed}", recipe.with_(seed=seed)
@@ -117,9 +125,14 @@ def train_repeats(
     return result
 
 
+def _begun(out: Path) -> list[Path]:
+    """The settings of the runs that a folder of repeats holds."""
+    return sorted(out.glob(f"seed-*/{SETTINGS}"))
+
+
 def _as_begun(out: Path, recipe: Recipe, given: Collection[str]) -> Recipe:
     """What is given of the recipe, and all else as the first run in the folder was begun with."""
-    written = [Run(path.parent).settings().get("asked") for path in out.glob(f"seed-*/{SETTINGS}")]
+    written = [Run(path.parent).settings().get("asked") for path in _begun(out)]
     begun = [settings.from_dict(Recipe, asked) for asked in written if asked]
     if not begun:
         return recipe

@@ -112,8 +112,7 @@ def _evolution(
 
     with counting("models") as tell:
         picture = evolution(
-            run, images, stage, numbers if numbers is not None else range(8),
-            rule=rules[0] if rules else "none", device=device, tell=tell, **how,
+            run, images, stage, numbers, rule=rules[0] if rules else "none", device=device, tell=tell, **how,
         )  # fmt: skip
     path = picture.save(out or f"evolution-{stage}.png")
     return Answer(

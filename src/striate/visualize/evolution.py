@@ -48,7 +48,7 @@ def evolution(
     run: str | os.PathLike[str],
     split: Split,
     stage: str,
-    numbers: Sequence[int] = tuple(range(8)),
+    numbers: Sequence[int] | None = None,
     *,
     rule: str = "deconvnet",
     batch: int = 64,
@@ -59,8 +59,8 @@ def evolution(
 ) -> Picture:
     """What excites units most at each model that a run kept: one pass over the images for each of them.
 
-    One row of panels a unit, one column a model: the projection of the strongest image by `rule`; with rule
-    "none" its patch. A unit that is above 0 on no image is grey.
+    One row of panels a unit (numbers, by default the first eight), one column a model: the projection of the
+    strongest image by `rule`; with rule "none" its patch. A unit that is above 0 on no image is grey.
     arrays: "epochs" (m,); "units" (n,); "index" (n, m): sample numbers of the strongest images, -1 for none;
     "values" (n, m): the units' responses to them; "patches" and "projection" (n, m, h, w, C) uint8.
     Zeiler and Fergus, Visualizing and Understanding Convolutional Networks (arXiv:1311.2901), figure 4.
@@ -77,7 +77,8 @@ def evolution(
     for done, (_, file) in enumerate(kept):
         model = load(file, device=device)
         found = find_units(model, split, [stage], k=1, batch=batch, workers=workers, widest=0)
-        columns.append(draw_stage(model, split, found.stage(stage), rules=rules, numbers=numbers))
+        one = found.stage(stage)
+        columns.append(draw_stage(model, split, one, rules=rules, numbers=numbers or range(min(8, len(one)))))
         if tell is not None:
             tell(done + 1, len(kept))
     epochs = [epoch for epoch, _ in kept]
