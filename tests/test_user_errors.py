@@ -161,7 +161,10 @@ def test_labels_without_images(photos: Path, capsys: pytest.CaptureFixture[str])
         (["predict", "photos", "photos/dark"], "holds no model.safetensors"),
         (["predict", "nowhere/model.safetensors", "photos/dark"], "check the path"),
         (["data", "check", "photos", "--out", "found"], "cannot write results as 'found'"),
-        (["data", "describe", "photos", "--out", "found.json"], "writes no file"),
+        (["data", "describe", "photos", "--out", "found.json"], "'data describe' takes no --out"),
+        (["data", "check", "photos", "--start_from", "x"], "'data check' takes no --start_from; allowed: "),
+        (["data", "show", "photos", "--near", "3"], "'data show' takes no --near; allowed: --augment"),
+        (["data", "prepare", "photos", "--out", "quick", "--seed", "3"], "takes no --seed; allowed: --out"),
         (["data", "prepare", "photos"], "say where with --out"),
         # Told before the work, which could not even begin here.
         (["evaluate", "nowhere", "photos", "--out", "found.txt"], "cannot write results as 'found.txt'"),
