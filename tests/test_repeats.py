@@ -113,6 +113,9 @@ def test_splits_that_each_seed_draws_are_told(tmp_path: Path) -> None:
 def test_processes_that_do_not_test_have_no_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     data = squares("train", "test")
+    # The first process may have begun meanwhile.
+    (tmp_path / "seed-9").mkdir()
+    (tmp_path / "seed-9" / "settings.json").write_text("{}")
     found = train_repeats(data, QUICK, repeats=1, out=tmp_path, progress=False, report=False)
     assert isinstance(found, JobResult)
     assert found.main is None

@@ -175,6 +175,7 @@ def test_labels_without_images(photos: Path, capsys: pytest.CaptureFixture[str])
         (["visualize", "saliency", "nowhere", "photos", "--out", "found.jpg"], "allowed: .png, .svg, .npz"),
         (["units", "nowhere", "photos", "--out", "photos/dark/00.png/found.png"], "a part of the path is"),
         (["units", "nowhere", "photos", "--out", "photos"], "holds other files"),
+        (["units", "nowhere", "photos", "--out", "photos/dark.v2"], "holds other files"),
         (["units", "nowhere", "photos", "--out", "found.txt"], "cannot write results as 'found.txt'"),
         (["units", "nowhere", "photos", "--units", "3-x"], "units is '3-x'"),
         (["units", "nowhere", "photos", "--over_training", "--out", "found"], "allowed: .png, .svg"),
@@ -194,6 +195,8 @@ def test_labels_without_images(photos: Path, capsys: pytest.CaptureFixture[str])
     ],
 )
 def test_wrong_paths(photos: Path, capsys: pytest.CaptureFixture[str], words: list[str], part: str) -> None:
+    (photos / "dark.v2").mkdir()
+    (photos / "dark.v2" / "mine.txt").touch()
     before = sorted(Path().rglob("*"))
     assert part in mistake(capsys, *words)
     assert sorted(Path().rglob("*")) == before

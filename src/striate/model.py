@@ -342,7 +342,11 @@ class Model:
             return _from_file(cls, path, net).to(device)
         if isinstance(source, str) and weights.is_published(source):
             return _published(cls, source).to(device)
-        if isinstance(source, str) and "+" in source and all(map(Path.exists, map(Path, source.split("+")))):
+        if (
+            isinstance(source, str)
+            and "+" in source
+            and all(place_of(part).exists() for part in source.split("+"))
+        ):
             raise StriateError(
                 f"{source!r} names several models", hint="join them: striate ensemble A B --out FILE"
             )

@@ -75,7 +75,7 @@ def fetch(
         part = _Part(target.with_name(f"{target.name}.part"))
         for again in (False, True):
             continued = part.size > 0 and not again
-            linked = _download(url, part, target, (name, hint), timeout, pause)
+            linked = _download(url, part, target, name, hint, timeout, pause)
             found = sha256(part.path)
             wanted = expected or linked
             if found.startswith(wanted):
@@ -127,11 +127,8 @@ class _Part:
         self.remove()
 
 
-def _download(
-    url: str, part: _Part, target: Path, told: tuple[str, str], timeout: float, pause: float
-) -> str:
+def _download(url: str, part: _Part, target: Path, name: str, hint: str, timeout: float, pause: float) -> str:
     """Bring the part to its full length; returns the hash that the hub linked to it, or an empty text."""
-    name, hint = told
     meter = Meter(name)
     failures = 0
     for _ in range(CONNECTIONS):

@@ -72,10 +72,13 @@ class Result:
         return text.getvalue()
 
 
+def _fields(result: Result) -> dict[str, Any]:
+    return {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+
+
 def _within(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """The arrays within a result, in its mappings and in results within it, by dotted name."""
-    if isinstance(value, Result):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    value = _fields(value) if isinstance(value, Result) else value
     if isinstance(value, Mapping):
         for key, part in value.items():
             yield from _within(part, f"{name}.{key}" if name else str(key))
@@ -84,8 +87,7 @@ def _within(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _brief(value: Any) -> Any:
-    if isinstance(value, Result):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    value = _fields(value) if isinstance(value, Result) else value
     if isinstance(value, Mapping):
         return {str(key): _brief(part) for key, part in value.items() if not getattr(part, "ndim", 0)}
     return [_brief(part) for part in value] if isinstance(value, (list, tuple)) else plain(value)

@@ -78,10 +78,9 @@ def predict_files(
         StriateError: nothing to predict, an unreadable file (unless `skip_bad`), a suffix that is not known
             or does not fit the model's answers.
     """
-    if out:
-        check_target(out, SUFFIXES, folder=True)
+    target = check_target(out, SUFFIXES, folder=True) if out else None
     loaded, files = load(model), list(expand(paths))
-    places = _places(loaded, files, Path(out)) if out else {}
+    places = _places(loaded, files, target) if target else {}
     loaded.to(device)
     loaded.engine = check_name(engine)
     result = Answers([], [], [])
@@ -102,8 +101,8 @@ def predict_files(
         result.answers.append(answer)
     engine, notes = ran_on(loaded)
     result = dataclasses.replace(result, engine=engine, notes=notes)
-    if out and not places:
-        _write(result, Path(out))
+    if target and not places:
+        _write(result, target)
     return result
 
 

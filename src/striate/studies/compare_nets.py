@@ -101,13 +101,14 @@ class NetComparison(Result):
             StriateError: another suffix, or the file cannot be written.
         """
         target = Path(path)
-        if target.suffix in (".png", ".svg"):
+        suffix = target.suffix.lower()
+        if suffix in (".png", ".svg"):
             from striate.studies.compare_figure import drawn
 
-            return write_bytes(target, drawn(self, target.suffix[1:]))
-        if target.suffix in (".csv", ".json"):
+            return write_bytes(target, drawn(self, suffix[1:]))
+        if suffix in (".csv", ".json"):
             return super().save(target)
-        if target.suffix:
+        if suffix and not target.is_dir():
             raise StriateError(
                 f"cannot save a comparison as {target.name!r}", allowed=[*SUFFIXES, "a folder"]
             )

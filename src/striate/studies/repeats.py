@@ -90,25 +90,23 @@ def train_repeats(
     Raises:
         StriateError: as `train_and_report`; fewer than one repeat; no images to score by.
     """
+    root = place_of(out)
     if resume and given is not None:
-        recipe = _as_begun(Path(out), recipe, given)
+        recipe = _as_begun(root, recipe, given)
     named = None if given is None else frozenset(given) | {"seed"}
     check_repeats(data, recipe, repeats)
-    folder = place_of(out)
-    if is_study(folder) or (folder / SETTINGS).exists() or (not resume and _begun(folder)):
-        raise StriateError(
-            f"{str(folder)!r} already holds {'repeats' if _begun(folder) else 'a run or a study'}",
-            hint="continue repeats with --resume, or choose another folder with --out",
-        )
+    first = int(os.environ.get("RANK", "0")) == 0
+    if first:
+        _check_free(root, resume)
     found: list[JobResult] = []
     for seed in range(recipe.seed, recipe.seed + repeats):
-        folder, own = Path(out) / f"seed-{seed}", recipe.with_(seed=seed)
+        folder, own = root / f"seed-{seed}", recipe.with_(seed=seed)
         found.append(
             train_and_report(
                 data, own, out=folder, resume=resume, progress=progress, report=report, given=named
             )
         )
-    if int(os.environ.get("RANK", "0")) != 0:
+    if not first:
         return found[-1]
     for each in found:
         if each.main is None:
@@ -121,8 +119,16 @@ def train_repeats(
         folders=tuple(str(each.run) for each in found),
         redrawn=len({_names(each) for each in found}) > 1,
     )  # fmt: skip
-    result.save(Path(out) / "repeats.json")
+    result.save(root / "repeats.json")
     return result
+
+
+def _check_free(out: Path, resume: bool) -> None:
+    if is_study(out) or (out / SETTINGS).exists() or (not resume and _begun(out)):
+        raise StriateError(
+            f"{str(out)!r} already holds {'repeats' if _begun(out) else 'a run or a study'}",
+            hint="continue repeats with --resume, or choose another folder with --out",
+        )
 
 
 def _begun(out: Path) -> list[Path]:

@@ -54,10 +54,11 @@ def units(
     from striate.visualize.atlas_folder import FACTS
     from striate.visualize.method import SUFFIXES as PICTURED
 
-    suffix, rules = Path(out).suffix.lower() if out else "", _rules(rule)
-    allowed = PICTURED if over_training else SUFFIXES
-    if out and not check_target(out, allowed, folder=not over_training).suffix:
-        check_free(Path(out), FACTS)
+    rules, allowed = _rules(rule), PICTURED if over_training else SUFFIXES
+    place = check_target(out, allowed, folder=not over_training) if out else Path()
+    suffix = place.suffix.lower() if place.suffix.lower() in allowed else ""
+    if out and not suffix:
+        check_free(place, FACTS)
     numbers = _numbers(units)
     machine.keep_heap()
     check_counts(batch, threads)

@@ -78,7 +78,8 @@ def evolution(
         model = load(file, device=device)
         found = find_units(model, split, [stage], k=1, batch=batch, workers=workers, widest=0)
         one = found.stage(stage)
-        columns.append(draw_stage(model, split, one, rules=rules, numbers=numbers or range(min(8, len(one)))))
+        shown = range(min(8, len(one))) if numbers is None else numbers
+        columns.append(draw_stage(model, split, one, rules=rules, numbers=shown))
         if tell is not None:
             tell(done + 1, len(kept))
     epochs = [epoch for epoch, _ in kept]
