@@ -159,6 +159,10 @@ def test_a_cell_opens_by_keyboard_and_closes_with_escape(browser: Browser, page:
     browser.js("document.activeElement.click()")
     assert browser.js("document.querySelector('#cell').matches(':modal')")
     assert browser.js("document.querySelectorAll('#cell-images img').length") >= 1
+    # The browser decodes pictures in its own time; `decode` ends then, and fails for a broken one.
+    browser.js(
+        "Promise.all([...document.querySelectorAll('#cell img')].map((i) => i.decode())).then(() => 0)"
+    )
     assert browser.js("[...document.querySelectorAll('#cell img')].every((i) => i.naturalWidth > 0 && i.alt)")
     assert EVIL.replace("\u2028", " ")[:20] in browser.js("document.querySelector('#cell-title').textContent")
     browser.key("Escape", 27)
