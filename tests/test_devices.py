@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from image_sets import classes_of, write
+from little_models import conv_model
 from striate.core.errors import StriateError
+from striate.core.machine import device_called
 from striate.studies import job
 from striate.train import session
 from striate.train.devices import find_device, place
@@ -32,6 +35,23 @@ def test_each_process_has_a_device_of_its_own() -> None:
     assert [find_device("cpu", rank, 3) for rank in range(3)] == [torch.device("cpu")] * 3
     with pytest.raises(StriateError, match="no device 'cuda:2'"):
         find_device("cuda:2")
+
+
+@pytest.mark.parametrize("ask", [find_device, conv_model().to, device_called])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gpu", "unknown device 'gpu'; allowed: auto, cpu, cuda, mps; did you mean 'cpu'"),
+        ("cuda:7", "this machine has no device 'cuda:7'; allowed: auto, cpu"),
+        ("meta", "this machine has no device 'meta'; allowed: auto, cpu"),
+    ],
+)
+def test_one_rule_says_which_devices_there_are(
+    ask: Callable[[str], object], name: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(StriateError, match=words):
+        ask(name)
 
 
 @pytest.mark.usefixtures("two")

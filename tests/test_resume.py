@@ -132,8 +132,9 @@ def test_device_and_precision_are_kept_when_resuming(tmp_path: Path, monkeypatch
         {"optimizer": "muon", "first_layer": "whitened", "net": "airbench", "net_options": {"width": 4}},
         {"optimizer": "sgd", "net": "mlp", "net_options": {"dropout": 0.5, "hidden": 30}, "accumulate": 3},
         {"schedule": "plateau", "plateau": 1, "patience": 2, "ema": 0.0, "class_weights": "balanced"},
+        {"net": "lenet5", "initialisation": "lsuv", "size": 28},
     ],
-    ids=["muon and a whitened layer", "dropout and accumulation", "plateau and early stopping"],
+    ids=["muon and a whitened layer", "dropout and accumulation", "plateau and early stopping", "lsuv"],
 )
 def test_stopped_in_the_middle_of_an_epoch_the_bytes_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]

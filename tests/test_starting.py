@@ -160,6 +160,7 @@ def test_stopped_before_and_after_the_first_checkpoint(
         ({"net": "vgg13"}, "is a vgg11, and net is 'vgg13'"),
         ({"grow_from": "vgg11"}, "both say how the net begins"),
         ({"first_layer": "whitened"}, "both say how the net begins"),
+        ({"initialisation": "he"}, "initialisation and start_from both say how the net begins"),
         ({"net_options": {"width": 8}}, "do not fit this net: conv1_1"),
         ({"channels": 1}, "inputs with 3 channels, and channels is 1"),
         ({"input": "gcn"}, "learned with input 'channels', and input is 'gcn'"),

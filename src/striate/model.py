@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from striate import __version__, modelfile
 from striate.core.errors import BadImage, BadModelFile, StriateError, first_line, unknown
 from striate.core.files import place_of
-from striate.core.machine import check_threads, processors
+from striate.core.machine import check_threads, device_called, processors
 from striate.core.results import plain
 from striate.core.runs import MODEL
 from striate.data.preprocess import Preprocess
@@ -34,7 +34,6 @@ from striate.tasks.classification import Classification
 from striate.tasks.task import Task
 
 ON_ERROR = ("raise", "skip")
-DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 class Answers(list[Any]):
@@ -105,17 +104,7 @@ class Model:
         Raises:
             StriateError: PyTorch does not know such a device, or this machine does not have it.
         """
-        if device == "auto":
-            mps = torch.backends.mps.is_available()
-            device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-        try:
-            place = torch.device(device)
-        except RuntimeError:
-            raise unknown("device", device, DEVICES) from None
-        try:
-            self.net.to(place)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise StriateError(f"device {str(device)!r} is not there", hint="give 'auto' or 'cpu'") from error
+        self.net.to(device_called(device) if isinstance(device, str) else device)
         return self
 
     def forward(self, views: NDArray[np.uint8] | Tensor, engines: Engines | None = None) -> Tensor:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from striate.core.errors import StriateError
+from striate.core.errors import StriateError, unknown
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 # Whether large blocks stay on the heap.
@@ -38,6 +38,28 @@ def check_threads(count: int | None, name: str = "threads") -> int:
             f"{name} is {count!r}", allowed=f"a whole number from 0 to {most:,} on this machine"
         )
     return count
+
+
+def device_called(name: str) -> str:
+    """The device that `name` stands for; auto: a CUDA device, else Apple's, else the processor.
+
+    Raises:
+        StriateError: PyTorch does not know it, or this machine does not have it.
+    """
+    import torch
+
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    have = ["cpu", *(["cuda"] if cards else []), *(["mps"] if torch.backends.mps.is_available() else [])]
+    if name == "auto":
+        return next(kind for kind in ("cuda", "mps", "cpu") if kind in have)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise unknown("device", name, ("auto", "cpu", "cuda", "mps")) from None
+    if device.type not in have or (device.type == "cuda" and (device.index or 0) >= cards):
+        numbered = [f"cuda:{index}" for index in range(cards)]
+        raise StriateError(f"this machine has no device {name!r}", allowed=["auto", *have, *numbered])
+    return name
 
 
 def free_memory() -> int | None:

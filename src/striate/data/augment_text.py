@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
 
-from striate.core.errors import StriateError
+from striate.core.written import FORM, read_call
 from striate.data.augmentations import AUGMENTATIONS, Augmentation, build
-
-_STEP = re.compile(r"\s*([A-Za-z][\w-]*)\s*(?:\(([^()]*)\))?\s*")
 
 
 def steps_of(text: str) -> tuple[Augmentation, ...]:
@@ -24,38 +21,9 @@ def steps_of(text: str) -> tuple[Augmentation, ...]:
         return ()
     steps = []
     for part in re.split(r"\+(?![^()]*\))", plain):
-        match = _STEP.fullmatch(part)
-        if match is None:
-            raise StriateError(
-                f"augmentation {part.strip()!r}",
-                allowed="name or name(value, key=value), joined by +",
-                hint="or 'none'",
-            )
-        positional: list[Any] = []
-        named: dict[str, Any] = {}
-        for item in filter(None, (piece.strip() for piece in (match[2] or "").split(","))):
-            key, equals, value = item.partition("=")
-            if equals:
-                named[key.strip()] = _value(value)
-            elif named:
-                raise StriateError(
-                    f"{item!r} after a named setting in {part.strip()!r}",
-                    hint="values without a name come first",
-                )
-            else:
-                positional.append(_value(item))
-        steps.append(build(match[1], positional, named))
+        call = read_call(part, "augmentation", allowed=f"{FORM}, joined by +", hint="or 'none'")
+        steps.append(build(call.name, call.positional, call.named))
     return tuple(steps)
-
-
-def _value(text: str) -> Any:
-    text = text.strip()
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def name_of(step: Augmentation) -> str:

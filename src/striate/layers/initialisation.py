@@ -1,4 +1,7 @@
-"""How weights begin. LSUV, which must see a net at work, is in `striate.nets.lsuv`."""
+"""How weights begin, each rule a function of a module and its own settings.
+
+A rule that is registered with `pictures` also takes a batch, as LSUV does (`striate.nets.lsuv`).
+"""
 
 from __future__ import annotations
 
@@ -104,6 +107,27 @@ def he(module: M, slope: float = 0.0) -> M:
         _normal(weight, math.sqrt(2 / ((1 + slope**2) * fans(layer)[0])))
 
     return _draw(module, rule)
+
+
+@INITIALISATIONS.register(paper="Efficient BackProp, 1998, section 4.6")
+def lecun(module: M) -> M:
+    """Draw weights normally with variance 1 / n, n inputs to a unit; biases 0.
+
+    LeCun, Bottou, Orr & Mueller 1998: keeps the scale of what passes through linear units.
+    """
+    return _draw(module, lambda layer, weight: _normal(weight, math.sqrt(1 / fans(layer)[0])))
+
+
+@INITIALISATIONS.register(paper="PyTorch's own, of its linear layers and convolutions")
+def uniform(module: M) -> M:
+    """Draw weights and biases uniformly within 1 / sqrt(n), n inputs to a unit: variance 1 / (3 n)."""
+    with torch.no_grad():
+        for layer in weighted(module):
+            bound = fans(layer)[0] ** -0.5
+            for values in (layer.weight, getattr(layer, "bias", None)):
+                if isinstance(values, Tensor):
+                    values.uniform_(-bound, bound)
+    return module
 
 
 @INITIALISATIONS.register(paper="arXiv:1312.6120, section 3")

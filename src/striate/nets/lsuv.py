@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from striate.core.errors import StriateError
-from striate.layers.initialisation import orthogonal, weighted
+from striate.layers.initialisation import INITIALISATIONS, orthogonal, weighted
 from striate.nets.taps import leaves_as_found, places, stepping
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def lsuv(module: M, batch: Tensor, *, tolerance: float = 0.01, passes: int = 10) -> M:
+@INITIALISATIONS.register(paper="arXiv:1511.06422, algorithm 1", pictures=True)
+def lsuv(module: M, batch: Tensor, tolerance: float = 0.01, passes: int = 10) -> M:
     """Orthogonal weights, scaled layer after layer until each gives outputs of variance 1 on `batch`.
 
     Mishkin & Matas 2015. batch: (N, C, H, W) floats, normalised as in training, some hundred pictures are
@@ -25,10 +26,14 @@ def lsuv(module: M, batch: Tensor, *, tolerance: float = 0.01, passes: int = 10)
     running means stay as they were; the passes are made in evaluation mode.
 
     Raises:
-        StriateError: a layer gives a constant, so that no scale helps, or `tolerance` is not above 0.
+        StriateError: a layer gives a constant, so that no scale helps; `tolerance` is not above 0, `passes`
+            no whole number from 1.
     """
-    if not tolerance > 0 or passes < 1:
-        raise StriateError(f"tolerance {tolerance!r}, {passes!r} passes", allowed="both above 0")
+    if not tolerance > 0 or passes < 1 or passes != int(passes):
+        raise StriateError(
+            f"tolerance {tolerance!r}, {passes!r} passes",
+            allowed="a tolerance above 0, and a whole number of passes from 1",
+        )
     orthogonal(module)
     chosen = {id(layer) for layer in weighted(module)}
     found = {name: layer for name, layer in places(module).items() if id(layer) in chosen}
@@ -50,7 +55,7 @@ def lsuv(module: M, batch: Tensor, *, tolerance: float = 0.01, passes: int = 10)
 
     with leaves_as_found(module), torch.no_grad(), stepping(module, found, leave=scale):
         module.eval()
-        for _ in range(passes):
+        for _ in range(int(passes)):
             worst = 0.0
             module(batch)
             if worst <= tolerance:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from striate.core.errors import StriateError, unknown
 from striate.core.registry import Registry
+from striate.layers.initialisation import INITIALISATIONS
 from striate.nets.dropping import OPTIONS, put_in
 
 if TYPE_CHECKING:
@@ -271,36 +272,14 @@ def skeleton(
 
 
 def initialise(module: nn.Module, scheme: str) -> nn.Module:
-    """Draw the weights of all convolutions and linear layers below `module`; biases 0, norms 1 and 0.
-
-    With n inputs to a unit (and m outputs):
-    "he": normal, variance 2 / n (arXiv:1502.01852, equation 10);
-    "xavier": uniform, variance 2 / (n + m) (Glorot & Bengio 2010, equation 16);
-    "lecun": normal, variance 1 / n (LeCun et al. 1998, Efficient BackProp, section 4.6);
-    "uniform": uniform within 1 / sqrt(n), biases too (variance 1 / (3 n)), PyTorch's own.
+    """Draw the weights below `module` by a rule of `striate.layers.initialisation`; norms begin at 1 and 0.
 
     Raises:
-        StriateError: an unknown scheme.
+        StriateError: an unknown rule.
     """
-    if scheme not in ("he", "xavier", "lecun", "uniform"):
-        raise unknown("initialisation", scheme, ("he", "xavier", "lecun", "uniform"))
+    INITIALISATIONS.get(scheme)(module)
     for layer in module.modules():
-        # Drawing numbers without memory would make PyTorch import its compiler, for seconds.
-        if isinstance(layer, (nn.Conv2d, nn.Linear)) and not layer.weight.is_meta:
-            inputs = layer.weight[0].numel()
-            if scheme == "uniform":
-                bound = inputs**-0.5
-                nn.init.uniform_(layer.weight, -bound, bound)
-                if layer.bias is not None:
-                    nn.init.uniform_(layer.bias, -bound, bound)
-                continue
-            if scheme == "xavier":
-                nn.init.xavier_uniform_(layer.weight)
-            else:
-                nn.init.normal_(layer.weight, std=((2.0 if scheme == "he" else 1.0) / inputs) ** 0.5)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-        elif isinstance(layer, nn.BatchNorm2d) and layer.affine:
+        if isinstance(layer, nn.BatchNorm2d) and layer.affine:
             nn.init.ones_(layer.weight)
             nn.init.zeros_(layer.bias)
     return module

@@ -15,7 +15,7 @@ from striate.core.results import Result
 REGISTRIES = {
     "nets": "striate.nets.net:NETS",
     "layers": "striate.layers.registry:LAYERS",
-    "initialisations": "striate.layers.initialisation:INITIALISATIONS",
+    "initialisations": "striate.train.initial:INITIALISATIONS",
     "weights": "striate.nets.weights:CARDS",
     "formats": "striate.data.formats:FORMATS",
     "augmentations": "striate.data.augment:AUGMENTATIONS",

@@ -220,7 +220,7 @@ def _measured(
     from striate.nets.net import create_net
     from striate.studies import energy, measure
 
-    place = _device(device)
+    place = machine.device_called(device)
     before = torch.get_num_threads()
     used = machine.check_threads(threads) or machine.processors()
 
@@ -275,19 +275,6 @@ def _registered_size(name: str) -> int:
     from striate.nets.net import NETS
 
     return int(NETS.entry(name).capabilities["size"])
-
-
-def _device(device: str) -> str:
-    import torch
-
-    known = ["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if torch.cuda.is_available():
-        known.append("cuda")
-    if device not in known:
-        raise unknown("device", device, known)
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
 
 
 def _percent(value: float | None) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from striate.core.errors import StriateError
-from striate.core.machine import check_threads, processors
+from striate.core.machine import check_threads, device_called, processors
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,7 @@ def find_device(name: str, local_rank: int = 0, processes: int = 1) -> torch.dev
         StriateError: PyTorch does not know it, this machine does not have it, or it has fewer CUDA devices
             than processes, or one of them is named for all processes.
     """
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if name == "auto":
-        name = "cuda" if cuda else "mps" if mps else "cpu"
-    have = ["auto", "cpu", *(["cuda"] if cuda else []), *(["mps"] if mps else [])]
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise StriateError(f"unknown device {name!r}", allowed=have) from None
-    missing = device.type not in have or (
-        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
-    )
-    if missing:
-        raise StriateError(f"this machine has no device {name!r}", allowed=have)
+    device = torch.device(device_called(name))
     if device.type != "cuda":
         return device
     count = torch.cuda.device_count()

@@ -59,6 +59,10 @@ class Recipe:
         0.1, help="Part of the training images held out for validation, 0 to 0.9.", minimum=0.0, maximum=0.9
     )
 
+    initialisation: str = setting(
+        "own",
+        help="How weights begin: own, he, lsuv, 'gaussian(0.01)', ... ('striate list initialisations').",
+    )
     first_layer: str = setting(
         "drawn",
         help="First convolution: drawn and learned, or whitened from training patches and kept.",

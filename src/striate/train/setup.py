@@ -27,6 +27,7 @@ from striate.train.devices import Place, mixed
 from striate.train.fit import Job
 from striate.train.freezing import make_freezing
 from striate.train.growing import check_growth
+from striate.train.initial import begin, check_initialisation
 from striate.train.members import bootstrap, check_snapshots
 from striate.train.optimize import OPTIMIZERS, build_optimizer
 from striate.train.penalties import make_penalty
@@ -35,7 +36,7 @@ from striate.train.resizing import check_steps
 from striate.train.room import keep_pictures, told
 from striate.train.schedules import SCHEDULES, Plan
 from striate.train.starting import GENTLER, Started, like_source, open_source, start_from
-from striate.train.whiten import whiten
+from striate.train.whiten import sample_images, whiten
 from striate.train.wrapping import check_wrapping
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
@@ -80,6 +81,7 @@ def check_names(recipe: Recipe) -> None:
         StriateError: an unknown net, optimiser, schedule or augmentation, or a contradiction.
     """
     parse_input(recipe.input)
+    check_initialisation(recipe.initialisation, whitened=recipe.first_layer == "whitened")
     check_snapshots(recipe)
     if recipe.net != "auto":
         own = {key: value for key, value in recipe.net_options.items() if key not in DECODING}
@@ -170,6 +172,8 @@ def prepare(
         dataset, name=asked.task, label_smoothing=recipe.label_smoothing, class_weights=recipe.class_weights
     )
     net = build_net(task, recipe)
+    if not begun:
+        begin(net, recipe.initialisation, lambda most, pixels: sample_images(train, preprocess, most, pixels))
     if not written:
         check_growth(net, task, recipe)
     if recipe.first_layer == "whitened":

@@ -46,7 +46,11 @@ def open_source(recipe: Recipe) -> Model | None:
     """
     if not recipe.start_from:
         return None
-    for name, given in (("grow_from", recipe.grow_from), ("first_layer", recipe.first_layer != "drawn")):
+    others = {
+        "grow_from": recipe.grow_from, "first_layer": recipe.first_layer != "drawn",
+        "initialisation": recipe.initialisation != "own",
+    }  # fmt: skip
+    for name, given in others.items():
         if given:
             raise StriateError(f"{name} and start_from both say how the net begins", hint="leave one out")
     source = load(recipe.start_from)

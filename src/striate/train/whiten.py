@@ -53,10 +53,14 @@ def whiten(net: nn.Module, split: Split, preprocess: Preprocess) -> None:
     layer.weight.requires_grad_(False)
 
 
-def sample_images(split: Split, preprocess: Preprocess) -> Tensor:
-    """Some training images as the net sees them: (N, C, H, W) float32."""
+def sample_images(split: Split, preprocess: Preprocess, most: int = IMAGES, pixels: int = PIXELS) -> Tensor:
+    """At most so many training images of so many pixels together, as the net sees them: (N, C, H, W) float32.
+
+    Raises:
+        StriateError: they come out at several sizes, or none can be read.
+    """
     # Large images have as many patches in fewer: what is held in memory does not grow with their size.
-    count = min(IMAGES, max(1, PIXELS // math.prod(preprocess.size or (1, 1))), len(split))
+    count = min(most, max(1, pixels // math.prod(preprocess.size or (1, 1))), len(split))
     chosen = np.unique(np.linspace(0, len(split) - 1, count).astype(np.int64))
     views = []
     for number in chosen.tolist():
@@ -66,8 +70,10 @@ def sample_images(split: Split, preprocess: Preprocess) -> Tensor:
             continue
         views.append(preprocess.view(image))
     shapes = {view.shape for view in views}
+    if not views:
+        raise StriateError("no training image can be read", hint="see 'striate data check'")
     if len(shapes) != 1:
-        raise StriateError("whitening wants training images of one size", hint="give --size")
+        raise StriateError("the first weights go by training images of one size", hint="give --size")
     return preprocess.normalise(torch.from_numpy(np.stack(views)))
 
 
