@@ -148,6 +148,17 @@ def test_the_command_from_data_to_report(tmp_path: Path, capsys: pytest.CaptureF
     assert cli.main(["report", out]) == 0
     assert "3 trials" in Path(found["report"]).read_text("utf-8")
 
+    files = {path: path.stat().st_mtime_ns for path in Path(out).rglob("*")}
+    capsys.readouterr()
+    again = ["train", "--config", str(config), "--out", out, "--threads", "1", "--dry_run"]
+    assert cli.main(again) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines()[0] == f"study: {out}"
+    assert "search: lr " in told.out
+    assert {path: path.stat().st_mtime_ns for path in Path(out).rglob("*")} == files
+    assert cli.main([*again, "--momentum", "0.5"]) == 2
+    assert "was begun otherwise: momentum 0.5, not 0.9" in capsys.readouterr().err
+
 
 @pytest.mark.parametrize(
     ("words", "told"),
@@ -157,11 +168,18 @@ def test_the_command_from_data_to_report(tmp_path: Path, capsys: pytest.CaptureF
         (["--space.lr", "1,2"], "search is 0; allowed: at least 1 trial"),
         (["--search", "3", "--lr", "1", "--space.lr", "1,2"], "lr is both given and searched"),
         (["--search", "3", "--repeats", "2", "--space.lr", "1,2"], "takes no repeats, range test or resume"),
+        (["--search", "3", "--space.lr", "1,2", "--sampler", "tpa"], "unknown sampler 'tpa'"),
+        (["--search", "3", "--space.lr", "log(1,2)", "--sampler", "grid"], "lr"),
+        (["--search", "3", "--space.lr", "1,2", "--val", "0"], "a search needs validation images"),
+        (["--search", "3", "--space.optimizer", "sgd,sgdd"], "unknown optimizer 'sgdd'"),
+        (["--search", "3", "--space.net_options.width", "8,0", "--net", "vgg11"], "width"),
     ],
 )
+@pytest.mark.parametrize("dry", [[], ["--dry_run"]], ids=["", "dry"])
 def test_mistakes_on_the_command_line(
-    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], told: str, dry: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    words = [*words, *dry]
     assert cli.main(["train", "digits", "--out", str(tmp_path / "s"), *words]) == 2
     error = capsys.readouterr().err
     assert told in error

@@ -21,9 +21,9 @@ from striate.report.figures import number, percent
 from striate.studies import collect, job
 from striate.train import session
 from striate.train.recipe import Recipe
-from striate.train.samplers import PRUNERS, SAMPLERS, optuna
-from striate.train.search import search
-from striate.train.space import Dimension, parse, told
+from striate.train.samplers import PRUNERS, SAMPLERS
+from striate.train.search import join, search
+from striate.train.space import Dimension, told
 from striate.train.study import FEWEST, LEASES, SearchResult, Study, TrialRecord
 
 IMPORTANCE = (
@@ -58,12 +58,12 @@ def search_verb(
     Raises:
         StriateError: anything in the arguments that the user can mend.
     """
+    how: dict[str, Any] = {"trials": trials, "out": out, "sampler": sampler, "pruner": pruner, "given": given}
     if dry_run:
-        optuna()
-        found = parse(space or {}, recipe)
-        lines = session.rehearse(data, recipe) if data else []
-        return job.Rehearsal((*lines, *(f"search: {line}" for line in found.lines())))
-    study = search(data, recipe, space, trials=trials, out=out, sampler=sampler, pruner=pruner, given=given)
+        study = join(data, recipe, space, dry=True, **how)
+        lines = [f"study: {study.folder}", *session.rehearse(study.data(), study.recipe)[1:]]
+        return job.Rehearsal((*lines, *(f"search: {line}" for line in study.space.lines())))
+    study = search(data, recipe, space, **how)
     return finish(study, report=report)
 
 

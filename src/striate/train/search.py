@@ -78,6 +78,27 @@ def search(
         StriateError: anything in data, settings, space or folder that the user can mend.
         Interrupted: SIGINT or SIGTERM; the running trial is left for the next worker.
     """
+    study = join(
+        data, recipe, space, trials=trials, out=out, sampler=sampler, pruner=pruner, given=given, **changes
+    )
+    with Progress(progress) as show:
+        show.line(f"study: {study.folder}")
+        for line in study.space.lines():
+            show.line(f"  {line}")
+        Worker(study, trials, sampler or study.sampler, pruner or study.pruner, show).work()
+    return study
+
+
+def join(
+    data: str | os.PathLike[str] | Dataset | None, recipe: Recipe | None, space: Mapping[str, Any] | None,
+    *, trials: int, out: str | os.PathLike[str] | None = None, sampler: str | None = None,
+    pruner: str | None = None, given: Collection[str] | None = None, dry: bool = False, **changes: Any,
+) -> Study:  # fmt: skip
+    """The study that `search` works on, begun or joined; dry: with every check, but nothing is written.
+
+    Raises:
+        StriateError: as `search`.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise StriateError(
             "a search cannot run under torchrun", hint="start several processes with the same --out instead"
@@ -88,12 +109,9 @@ def search(
     base = (recipe or Recipe()).with_(**changes)
     named = set(given) if given is not None else None if recipe is not None else set()
     named = None if named is None else named | set(changes)
-    study = Study.enter(data, base, named, space, out=out, sampler=sampler, pruner=pruner)
-    with Progress(progress) as show:
-        show.line(f"study: {study.folder}")
-        for line in study.space.lines():
-            show.line(f"  {line}")
-        Worker(study, trials, sampler or study.sampler, pruner or study.pruner, show).work()
+    study = Study.enter(data, base, named, space, out=out, sampler=sampler, pruner=pruner, dry=dry)
+    if SAMPLERS.entry(sampler or study.sampler).capabilities.get("finite"):
+        study.space.combinations()
     return study
 
 
@@ -113,8 +131,6 @@ class Worker:
         self.storage: OptunaStudy = self.study.storage()
         self.storage.pruner = PRUNERS.get(self.pruner)(self.study.epochs())
         self._told = False
-        if SAMPLERS.entry(self.sampler).capabilities.get("finite"):
-            self.study.space.combinations()
 
     def work(self) -> None:
         """Do trials until there are enough and none runs any more; keep the best one's model.

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from striate import __version__
 from striate.core import settings
 from striate.core.errors import StriateError
@@ -19,10 +21,11 @@ from striate.core.results import Result, plain
 from striate.core.runs import SETTINGS, next_folder, read_json
 from striate.data.formats import open_data
 from striate.data.samples import Dataset
+from striate.tasks.task import make_task
 from striate.train.journal import open_study
 from striate.train.recipe import FREE, Recipe
 from striate.train.samplers import PRUNERS, SAMPLERS, optuna
-from striate.train.setup import check_names, settle, training_splits
+from striate.train.setup import build_net, check_names, settle, training_splits
 from striate.train.space import STUDY, Dimension, Space, parse, told
 from striate.train.starting import check_no_model, open_source
 
@@ -138,8 +141,9 @@ class Study:
         out: str | os.PathLike[str] | None = None,
         sampler: str | None = None,
         pruner: str | None = None,
+        dry: bool = False,
     ) -> Study:
-        """Begin a study, or join the one in `out`; see `search` for the arguments.
+        """Begin a study, or join the one in `out`; see `search` for the arguments. dry: nothing is written.
 
         Raises:
             StriateError: what is given is wrong, or is not what the study was begun with.
@@ -155,6 +159,8 @@ class Study:
         study = cls._described(folder, base, named, space, sampler or SAMPLER, pruner or PRUNER)
         study._open(data)
         study._check_settled()
+        if dry:
+            return study
         with Turn(folder / TURN):
             if (folder / STUDY).exists():
                 return cls.open(folder)._joined(study._data, base, named, space)
@@ -265,18 +271,21 @@ class Study:
         """What is searched fits the net that the data settle on, where one net is chosen for all trials.
 
         Raises:
-            StriateError: the net does not know an option, or not such a value; as `open_source`.
+            StriateError: no net can be built with such an option or value; as `open_source`.
         """
         if "start_from" in self.space.names:
             return
         source = open_source(self.recipe)
-        if self.recipe.net != "auto" or "net" in self.space.names:
+        if "net" in self.space.names:
             return
-        count = len(training_splits(self.data(), self.recipe)[0])
+        data = self.data()
+        count = len(training_splits(data, self.recipe)[0])
         for dimension in self.space.dimensions:
             for value in dimension.ends():
-                asked = self.space.recipe(self.recipe, {dimension.name: value})
-                check_names(settle(asked, self.data(), count, source))
+                settled = settle(self.space.recipe(self.recipe, {dimension.name: value}), data, count, source)
+                check_names(settled)
+                with torch.device("meta"):
+                    build_net(make_task(data, name=settled.task), settled)
 
     # --- its parts --------------------------------------------------------------------------------------
 
