@@ -94,6 +94,7 @@ def test_the_written_form_is_the_function_call(text: str, by_hand: Any) -> None:
     ("text", "words"),
     [
         ("xavir", "unknown initialisation 'xavir'.*did you mean 'xavier'"),
+        ("owm", "unknown initialisation 'owm'.*did you mean 'own'"),
         ("he(slop=1)", "unknown setting of initialisation 'he' 'slop'.*did you mean 'slope'"),
         ("he(1, 2)", r"2 values in initialisation 'he\(1, 2\)'; allowed: he\(slope\)"),
         ("xavier(1)", "1 values in initialisation 'xavier.1.'; allowed: xavier$"),

@@ -29,6 +29,8 @@ def rule_of(text: str) -> tuple[Callable[..., nn.Module], bool]:
             number, or no such form.
     """
     call = read_call(text, "initialisation", hint="'own' leaves them as the net has them")
+    if call.name not in INITIALISATIONS:
+        raise unknown("initialisation", call.name, [OWN, *INITIALISATIONS.names()])
     entry = INITIALISATIONS.entry(call.name)
     by_pictures = bool(entry.capabilities.get("pictures"))
     known = list(inspect.signature(entry.value).parameters)[1 + by_pictures :]
