@@ -32,7 +32,8 @@ def train(
     data: str | None = None, recipe: Recipe = Recipe(), *, out: str | None = None,  # noqa: B008
     resume: bool | str = False, repeats: int = 1, dry_run: bool = False,
     range_test: bool = False, report: bool = True, search: int = 0, space: dict[str, Any] | None = None,
-    sampler: str | None = None, pruner: str | None = None, given: frozenset[str] = frozenset(),
+    sampler: str | None = None, pruner: str | None = None, ablate: list[str] | str | None = None,
+    given: frozenset[str] = frozenset(),
 ) -> Answer:  # fmt: skip
     """Train a network on a data set, test it, look inside it, and write the report.
 
@@ -48,12 +49,14 @@ def train(
         space: what a search may choose from, such as --space.lr "log(1e-3,1)" --space.batch 64,128
         sampler: how a search proposes settings ('striate list samplers'); by default tpe
         pruner: when a search ends a trial early ('striate list pruners'); by default median
+        ablate: train the recipe, and again without each of these parts, and compare: settings, such as
+            augment,ema,schedule=constant, and steps of the augmentation, such as augment.flip
     """
     from striate.studies import job
 
     result = job.train_verb(
         data, recipe, out=out, resume=resume, repeats=repeats, dry_run=dry_run, range_test=range_test,
-        report=report, given=given, search=search, space=space, sampler=sampler, pruner=pruner,
+        report=report, given=given, search=search, space=space, sampler=sampler, pruner=pruner, ablate=ablate,
     )  # fmt: skip
     return Answer(result.lines(), result.to_dict())
 

@@ -22,9 +22,10 @@ def setting(
     maximum: float | None = None,
     choices: tuple[Any, ...] | None = None,
     default_factory: Any = dataclasses.MISSING,
+    off: Any = dataclasses.MISSING,
 ) -> Any:
-    """A dataclass field with its help text, inclusive bounds and allowed values."""
-    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices}
+    """A dataclass field: help text, inclusive bounds, allowed values, and the value that leaves it `off`."""
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "off": off}
     if default_factory is not dataclasses.MISSING:
         return dataclasses.field(default_factory=default_factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -50,14 +50,14 @@ def figure(found: NetComparison) -> Figure:
     return made
 
 
-def drawn(found: NetComparison, kind: str) -> bytes:
-    """The figure as the bytes of a "png" or "svg" file; the same figures give the same bytes."""
+def encoded(made: Figure, kind: str) -> bytes:
+    """A figure as the bytes of a "png" or "svg" file; the same figures give the same bytes."""
     from matplotlib import rc_context
 
     buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": "striate"}):
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure(found).savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
+        made.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
     return buffer.getvalue()
 
 
@@ -79,7 +79,7 @@ def _colours(found: NetComparison) -> dict[str, str]:
 def _accuracy(axes: Axes, found: NetComparison) -> None:
     colours = _colours(found)
     known = [i for i, score in enumerate(found.top1) if score is not None]
-    _style(axes)
+    style(axes)
     axes.set_title("Accuracy against operations", loc="left", fontsize=12, color=INK, weight="bold")
     axes.set_xlabel("multiply-adds of one picture, in 10⁹", color=SOFT)
     axes.set_ylabel("top-1 accuracy as published, %", color=SOFT)
@@ -172,7 +172,7 @@ def _millions(value: int) -> str:
 
 def _time(axes: Axes, found: NetComparison) -> None:
     colours = _colours(found)
-    _style(axes)
+    style(axes)
     axes.set_title("Time of one picture", loc="left", fontsize=12, color=INK, weight="bold")
     places = list(range(len(found.names)))[::-1]
     single = [1e3 * (value or 0) for value in found.latency_1]
@@ -191,7 +191,7 @@ def _time(axes: Axes, found: NetComparison) -> None:
 
 def _power(axes: Axes, found: NetComparison) -> None:
     colours = _colours(found)
-    _style(axes)
+    style(axes)
     axes.set_title("Power", loc="left", fontsize=12, color=INK, weight="bold")
     axes.set_xlabel("watts, in batches of 16", color=SOFT)
     places = list(range(len(found.names)))[::-1]
@@ -225,7 +225,7 @@ def _wrapped(words: str) -> list[str]:
     return textwrap.wrap(words, 46)
 
 
-def _style(axes: Axes) -> None:
+def style(axes: Axes) -> None:
     axes.grid(True, color=GRID, linewidth=0.8, zorder=0)
     axes.set_axisbelow(True)
     axes.tick_params(colors=SOFT, length=0, labelsize=9)

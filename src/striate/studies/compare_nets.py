@@ -103,9 +103,9 @@ class NetComparison(Result):
         target = Path(path)
         suffix = target.suffix.lower()
         if suffix in (".png", ".svg"):
-            from striate.studies.compare_figure import drawn
+            from striate.studies.compare_figure import encoded
 
-            return write_bytes(target, drawn(self, suffix[1:]))
+            return write_bytes(target, encoded(self.figure(), suffix[1:]))
         if suffix in (".csv", ".json"):
             return super().save(target)
         if suffix and not target.is_dir():

@@ -118,12 +118,21 @@ def split_to_test(data: Dataset) -> str | None:
 def train_verb(
     data: str | None, recipe: Recipe, *, out: str | None = None, resume: bool | str = False, repeats: int = 1,
     dry_run: bool = False, range_test: bool = False, report: bool = True,
-    given: Collection[str] = frozenset(), search: int = 0, **searching: Any,
+    given: Collection[str] = frozenset(), search: int = 0, ablate: Any = None, **searching: Any,
 ) -> Any:  # fmt: skip
     """What `striate train` does: the whole job, several of it with `repeats`, or its checks or rates only.
 
-    search, searching: so many trials of a search, with its own arguments.
+    search, searching: so many trials of a search, with its own arguments. ablate: parts of the recipe that
+    are left out in turn.
     """
+    if ablate:
+        from striate.studies.ablation import ablation_verb
+
+        if search or range_test or any(value is not None for value in searching.values()):
+            raise StriateError("ablate takes no search and no range test", hint="leave them out")
+        return ablation_verb(
+            data, recipe, ablate, out=out, resume=resume, repeats=repeats, dry_run=dry_run, report=report
+        )
     if search or any(value is not None for value in searching.values()):
         from striate.studies.search import search_verb
 
@@ -137,7 +146,7 @@ def train_verb(
         )
     if data is None and (dry_run or range_test or repeats != 1):
         raise StriateError("no data given", hint="give a folder of images, an archive, a .csv or a name")
-    from striate.studies.repeats import check_repeats, train_repeats
+    from striate.studies.repeats import check_repeats, folder_of_several, train_repeats
 
     if repeats < 1:
         raise StriateError(f"repeats is {repeats}", allowed="at least 1")
@@ -156,14 +165,7 @@ def train_verb(
     if repeats == 1:
         return train_and_report(data, recipe, out=out, resume=resume, report=report, given=given)
     assert data is not None
-    if resume is True and out is None:
-        raise StriateError("resume does not say which repeats", hint="name their folder with --out")
-    if isinstance(resume, str) and not Path(resume).is_dir():
-        raise StriateError(f"there is no folder {resume!r} to resume", hint="check the path")
-    session.check_folder(out, resume)
-    folder = out or (
-        resume if isinstance(resume, str) else str(session.find_folder(data, recipe, None, False))
-    )
+    folder = folder_of_several(data, recipe, out, resume)
     return train_repeats(
         data, recipe, repeats=repeats, out=folder, resume=bool(resume), report=report, given=given
     )

@@ -97,7 +97,7 @@ def train_repeats(
     check_repeats(data, recipe, repeats)
     first = int(os.environ.get("RANK", "0")) == 0
     if first:
-        _check_free(root, resume)
+        check_free(root, resume)
     found: list[JobResult] = []
     for seed in range(recipe.seed, recipe.seed + repeats):
         folder, own = root / f"seed-{seed}", recipe.with_(seed=seed)
@@ -123,7 +123,26 @@ def train_repeats(
     return result
 
 
-def _check_free(out: Path, resume: bool) -> None:
+def folder_of_several(data: str, recipe: Recipe, out: str | None, resume: bool | str) -> str:
+    """Where several runs go: as given, or a new folder.
+
+    Raises:
+        StriateError: resume names none, or none that there is, or another than `out`.
+    """
+    if resume is True and out is None:
+        raise StriateError("resume does not say which runs", hint="name their folder with --out")
+    if isinstance(resume, str) and not Path(resume).is_dir():
+        raise StriateError(f"there is no folder {resume!r} to resume", hint="check the path")
+    session.check_folder(out, resume)
+    return out or (resume if isinstance(resume, str) else str(session.find_folder(data, recipe, None, False)))
+
+
+def check_free(out: Path, resume: bool) -> None:
+    """A folder for repeats is no run's and no study's, and holds none but those that are resumed.
+
+    Raises:
+        StriateError: it is, or does.
+    """
     if is_study(out) or (out / SETTINGS).exists() or (not resume and _begun(out)):
         raise StriateError(
             f"{str(out)!r} already holds {'repeats' if _begun(out) else 'a run or a study'}",

@@ -43,17 +43,22 @@ class Recipe:
         1.0, help="Part of the shorter side that the centre crop keeps, 0 to 1.", minimum=0.05, maximum=1.0
     )
     augment: str = setting(
-        "auto", help="Augmentation such as 'pad-crop(4)+flip' ('striate list augmentations'), none or auto."
+        "auto",
+        help="Augmentation such as 'pad-crop(4)+flip' ('striate list augmentations'), none or auto.",
+        off="none",
     )
     input: str = setting(
         "channels", help="Input statistics, such as pixels, lcn or gcn+zca ('striate list inputs')."
     )
     bootstrap: bool = setting(
-        False, help="Train on as many images drawn with replacement, by the seed: one net of a bagging."
+        False,
+        help="Train on as many images drawn with replacement, by the seed: one net of a bagging.",
+        off=False,
     )
     progressive: str = setting(
         "",
         help="Smaller images first: 'SIZE@PART', the shorter side until that part of the run (24@0.5).",
+        off="",
     )
     val: float = setting(
         0.1, help="Part of the training images held out for validation, 0 to 0.9.", minimum=0.0, maximum=0.9
@@ -62,11 +67,13 @@ class Recipe:
     initialisation: str = setting(
         "own",
         help="How weights begin: own, he, lsuv, 'gaussian(0.01)', ... ('striate list initialisations').",
+        off="own",
     )
     first_layer: str = setting(
         "drawn",
         help="First convolution: drawn and learned, or whitened from training patches and kept.",
         choices=("drawn", "whitened"),
+        off="drawn",
     )
 
     test: float = setting(
@@ -87,7 +94,7 @@ class Recipe:
     )
     accumulate: int = setting(1, help="Batches whose gradients are averaged into one step.", minimum=1)
     patience: int = setting(
-        0, help="Stop after this many epochs without a better validation score; 0: never.", minimum=0
+        0, help="Stop after this many epochs without a better validation score; 0: never.", minimum=0, off=0
     )
 
     # Optimisation
@@ -99,8 +106,8 @@ class Recipe:
         default_factory=dict,
         help="Multiples of lr for parts of the net, by name: '{fc: 10, \"*.bias\": 64}'; 0 keeps them.",
     )
-    momentum: float = setting(0.9, help="Momentum of SGD, 0 to 1.", minimum=0.0, maximum=0.9999)
-    nesterov: bool = setting(True, help="Nesterov's form of momentum for SGD.")
+    momentum: float = setting(0.9, help="Momentum of SGD, 0 to 1.", minimum=0.0, maximum=0.9999, off=0.0)
+    nesterov: bool = setting(True, help="Nesterov's form of momentum for SGD.", off=False)
     betas: tuple[float, float] = setting((0.9, 0.999), help="Decay rates of Adam's two moments, 0 to 1.")
     epsilon: float | None = setting(
         None, help="Added to the root in adaptive optimisers' steps; none: as each is usual.", minimum=0.0
@@ -110,39 +117,51 @@ class Recipe:
     )
     lbfgs_iterations: int = setting(10, help="Most iterations of L-BFGS in one step.", minimum=1)
     lbfgs_history: int = setting(10, help="Steps that L-BFGS remembers.", minimum=1)
-    clip: float = setting(0.0, help="Largest norm of the whole gradient; 0: no clipping.", minimum=0.0)
+    clip: float = setting(
+        0.0, help="Largest norm of the whole gradient; 0: no clipping.", minimum=0.0, off=0.0
+    )
 
     # Regularisation
-    weight_decay: float = setting(5e-4, help="L2 decay of weights.", minimum=0.0)
-    l1: float = setting(0.0, help="L1 decay of weights, which makes many of them zero or small.", minimum=0.0)
+    weight_decay: float = setting(5e-4, help="L2 decay of weights.", minimum=0.0, off=0.0)
+    l1: float = setting(
+        0.0, help="L1 decay of weights, which makes many of them zero or small.", minimum=0.0, off=0.0
+    )
     decay: str = setting(
         "auto",
         help="L1 and L2 as part of the gradient (coupled), or beside it; auto: as the optimiser does.",
         choices=("auto", "coupled", "decoupled"),
     )
-    decay_norms_and_biases: bool = setting(False, help="Decay normalisation weights and biases too.")
+    decay_norms_and_biases: bool = setting(
+        False, help="Decay normalisation weights and biases too.", off=False
+    )
     dropout: float | None = setting(
-        None, help="Rate of the net's dropout layers; none: the net's own.", minimum=0.0, maximum=0.99
+        None,
+        help="Rate of the net's dropout layers; none: the net's own.",
+        minimum=0.0,
+        maximum=0.99,
+        off=0.0,
     )
     drop_path: float | None = setting(
         None, help="Stochastic depth: rate of the last residual block, rising from 0; none: the net's own.",
-        minimum=0.0, maximum=0.99,
+        minimum=0.0, maximum=0.99, off=0.0,
     )  # fmt: skip
     stochastic_pooling: bool = setting(
-        False, help="Stages of max pooling draw a unit of each window, with a probability like its value."
+        False,
+        help="Stages of max pooling draw a unit of each window, with a probability like its value.",
+        off=False,
     )
     drop_connect: float | None = setting(
         None, help="DropConnect: rate of the single weights of hidden fully connected stages; none: 0.",
-        minimum=0.0, maximum=0.99,
+        minimum=0.0, maximum=0.99, off=None,
     )  # fmt: skip
     input_noise: float = setting(
-        0.0, help="Deviation of noise on the normalised input, in training.", minimum=0.0
+        0.0, help="Deviation of noise on the normalised input, in training.", minimum=0.0, off=0.0
     )
     weight_noise: float = setting(
-        0.0, help="Deviation of noise on the weights in each forward pass, in training.", minimum=0.0
+        0.0, help="Deviation of noise on the weights in each forward pass, in training.", minimum=0.0, off=0.0
     )
     gradient_noise: float = setting(
-        0.0, help="Variance of noise on the first gradients, falling as steps^-0.55.", minimum=0.0
+        0.0, help="Variance of noise on the first gradients, falling as steps^-0.55.", minimum=0.0, off=0.0
     )
 
     # Averages of weights, and what learns
@@ -151,10 +170,11 @@ class Recipe:
         help="Decay a step of the weight average that is tested and kept; 0: none.",
         minimum=0.0,
         maximum=0.99999,
+        off=0.0,
     )
     swa: float = setting(
         0.0, help="Part of the run after which weights are averaged alike (SWA), tested and kept; 0: never.",
-        minimum=0.0, maximum=1.0,
+        minimum=0.0, maximum=1.0, off=0.0,
     )  # fmt: skip
     swa_every: int = setting(1, help="Epochs between two weights that SWA takes in.", minimum=1)
     norm_batches: int | None = setting(
@@ -162,14 +182,19 @@ class Recipe:
         minimum=0,
     )  # fmt: skip
     freeze: str = setting(
-        "", help="Stages that learn later ('conv1..pool2@3,conv3@1': after so many epochs) or never ('fc6')."
+        "",
+        help="Stages that learn later ('conv1..pool2@3,conv3@1': after so many epochs) or never ('fc6').",
+        off="",
     )
     start_from: str = setting(
         "",
         help="Trained weights to start from: a published net, a run or a file; other classes get a new head.",
+        off="",
     )
     grow_from: str = setting(
-        "", help="A shallower net to start from: a run, a model file, or an architecture to be trained first."
+        "",
+        help="A shallower net to start from: a run, a model file, or an architecture to be trained first.",
+        off="",
     )
     grow_epochs: int | None = setting(
         None, help="Epochs of the shallower net trained first; none: as many as the net's.", minimum=1
@@ -181,6 +206,7 @@ class Recipe:
         None,
         help="Epochs in which the rate rises; none: a quarter of the run for one-cycle, else 0.",
         minimum=0.0,
+        off=0.0,
     )
     milestones: tuple[float, ...] = setting(
         (0.5, 0.75), help="Parts of the run, 0 to 1, after which the step schedule drops the rate."
@@ -206,10 +232,13 @@ class Recipe:
 
     # Loss
     label_smoothing: float = setting(
-        0.0, help="Part of the target spread over all classes, 0 to 1.", minimum=0.0, maximum=0.999
+        0.0, help="Part of the target spread over all classes, 0 to 1.", minimum=0.0, maximum=0.999, off=0.0
     )
     class_weights: str = setting(
-        "none", help="Weights of classes in the loss; balanced: by rarity.", choices=("none", "balanced")
+        "none",
+        help="Weights of classes in the loss; balanced: by rarity.",
+        choices=("none", "balanced"),
+        off="none",
     )
 
     # The machine

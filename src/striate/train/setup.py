@@ -292,6 +292,19 @@ def settle_rate(recipe: Recipe, net: nn.Module) -> float:
     return auto_rate(rate, step, normalised=normalised, adaptive=adaptive)
 
 
+def check_buildable(asked: Recipe, dataset: Dataset, count: int, source: Model | None) -> Recipe:
+    """The recipe with its `auto`s worked out, after its net was built without memory.
+
+    Raises:
+        StriateError: as `check_names` and `settle`; an option or a value that the net does not take.
+    """
+    settled = settle(asked, dataset, count, source)
+    check_names(settled)
+    with torch.device("meta"):
+        build_net(make_task(dataset, name=settled.task), settled)
+    return settled
+
+
 def build_net(task: Task, recipe: Recipe) -> Net:
     """The task's net; raises as the task does."""
     return task.build_net(

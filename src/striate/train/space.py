@@ -185,8 +185,8 @@ def _written(value: Any, name: str) -> str:
     if not isinstance(value, str):
         return text
     # A bracket or quote that is left open would swallow the values beside it.
-    alone = _parts(f"{text},(,),{text}") == [text, "(,)", text]
-    if alone and text[:1] not in ("[", "{", '"', "'") and _read(text, name) == value:
+    alone = parts_of(f"{text},(,),{text}") == [text, "(,)", text]
+    if alone and text[:1] not in ("[", "{", '"', "'") and read_value(text, name) == value:
         return text
     return "'" + text.replace("'", "''") + "'"
 
@@ -222,9 +222,9 @@ def _dimension(name: str, text: Any) -> Dimension:
         call = re.fullmatch(r"\s*([A-Za-z][\w-]*)\s*\((.*)\)\s*", text)
         if call and _one_call(text) and (call[1] in RANGES or _takes_numbers(name)):
             return _range(name, call[1], call[2])
-        values = [_read(part, name) for part in _parts(text)]
+        values = [read_value(part, name) for part in parts_of(text)]
     elif isinstance(text, (list, tuple)):
-        values = [_read(item, name) if isinstance(item, str) else _frozen(item) for item in text]
+        values = [read_value(item, name) if isinstance(item, str) else _frozen(item) for item in text]
     else:
         values = [text]
     if len(values) == 1:
@@ -241,7 +241,7 @@ def _range(name: str, kind: str, inside: str) -> Dimension:
     if kind not in RANGES:
         raise unknown("range", kind, RANGES)
     form = f"{kind}(LOW,HIGH) or {kind}(LOW,HIGH,POINTS)"
-    found = [_read(part, ".") for part in _parts(inside)]
+    found = [read_value(part, ".") for part in parts_of(inside)]
     good = len(found) in (2, 3) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in found)
     if not good or any(isinstance(v, bool) for v in found) or not found[0] < found[1]:
         raise StriateError(f"space.{name} is {kind}({inside})", allowed=f"{form}, LOW below HIGH")
@@ -272,7 +272,7 @@ def _points(kind: str, low: float, high: float, count: int, whole: bool) -> tupl
     return tuple(dict.fromkeys([low, *rounded[1:-1], high]))
 
 
-def _parts(text: str) -> list[str]:
+def parts_of(text: str) -> list[str]:
     """The parts of a text between commas that are not within brackets or quotes."""
     found, depth, quote, part = [], 0, "", ""
     for char in text:
@@ -302,7 +302,7 @@ def _one_call(text: str) -> bool:
     return False
 
 
-def _read(text: str, name: str) -> Any:
+def read_value(text: str, name: str) -> Any:
     """One value: a text where the setting is one; else a number, true, false, null, or YAML in brackets.
 
     Not all of YAML: it takes `off` for false and 1e-3 for a text.

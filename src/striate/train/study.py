@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from striate import __version__
 from striate.core import settings
 from striate.core.errors import StriateError
@@ -21,11 +19,10 @@ from striate.core.results import Result, plain
 from striate.core.runs import SETTINGS, next_folder, read_json
 from striate.data.formats import open_data
 from striate.data.samples import Dataset
-from striate.tasks.task import make_task
 from striate.train.journal import open_study
 from striate.train.recipe import FREE, Recipe
 from striate.train.samplers import PRUNERS, SAMPLERS, optuna
-from striate.train.setup import build_net, check_names, settle, training_splits
+from striate.train.setup import check_buildable, check_names, training_splits
 from striate.train.space import STUDY, Dimension, Space, parse, told
 from striate.train.starting import check_no_model, open_source
 
@@ -282,10 +279,8 @@ class Study:
         count = len(training_splits(data, self.recipe)[0])
         for dimension in self.space.dimensions:
             for value in dimension.ends():
-                settled = settle(self.space.recipe(self.recipe, {dimension.name: value}), data, count, source)
-                check_names(settled)
-                with torch.device("meta"):
-                    build_net(make_task(data, name=settled.task), settled)
+                trial = self.space.recipe(self.recipe, {dimension.name: value})
+                check_buildable(trial, data, count, source)
 
     # --- its parts --------------------------------------------------------------------------------------
 

@@ -1,0 +1,292 @@
+"""What each part of a recipe is worth: the recipe as it is, and without one part after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from striate.core.errors import StriateError, unknown
+from striate.core.files import place_of, write_bytes
+from striate.core.results import Result
+from striate.data.augment_text import name_of, steps_of, written
+from striate.data.samples import Dataset
+from striate.evaluate.paired import difference, over_runs
+from striate.studies.job import EVALUATION, JobResult, Rehearsal
+from striate.studies.repeats import Repeats, check_free, check_repeats, folder_of_several, train_repeats
+from striate.train import session
+from striate.train.recipe import Recipe
+from striate.train.setup import check_buildable, training_splits
+from striate.train.space import OPTIONS, SHARED, parts_of, read_value, told
+from striate.train.starting import open_source
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WHOLE, EVERY = "whole recipe", "all of these"
+# Settings that runs which are compared must share, or that change no result.
+FIXED = (*SHARED, "seed", "epochs", "threads", "workers", "cache", "device", "checkpoint_every", "keep_every")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the recipes that are compared; change: what it has otherwise, as it is written."""
+
+    name: str
+    change: str
+    recipe: Recipe
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder."""
+        return re.sub(r"[^\w.+=-]+", "-", self.name).strip("-.")
+
+
+@dataclass(frozen=True)
+class Ablation(Result):
+    """Recipes that differ in one part each, trained with the same seeds; the first row is the whole recipe.
+
+    means, sds: of the main score over the seeds, 0 to 1; sds None for one seed. differences: of the means to
+    the first row's, with `lows` and `highs`, the 95% interval: Student's over the seeds; for one seed that of
+    the two nets on the images, None where the task has no answer a picture that is right or wrong. verdicts:
+    better or worse than the whole, or "cannot be told"; empty for one seed, as the chance of training is in
+    no interval then.
+    """
+
+    ROWS = (
+        "names", "changes", "means", "sds", "differences", "lows", "highs", "verdicts", "folders"
+    )  # type: tuple[str, ...]  # fmt: skip
+
+    main_name: str
+    split: str
+    n: int
+    seeds: tuple[int, ...]
+    names: tuple[str, ...]
+    changes: tuple[str, ...]
+    means: tuple[float, ...]
+    sds: tuple[float | None, ...]
+    differences: tuple[float, ...]
+    lows: tuple[float | None, ...]
+    highs: tuple[float | None, ...]
+    verdicts: tuple[str, ...]
+    folders: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The table, and what its intervals are of."""
+        wide = max(map(len, self.names))
+        rows = []
+        for i, name in enumerate(self.names):
+            sd = self.sds[i]
+            spread = "" if sd is None else f" ± {100 * sd:.2f}"
+            row = f"{name:<{wide}}  {100 * self.means[i]:6.2f}{spread}"
+            rows.append(row if i == 0 else f"{row}  {self._gap(i)}")
+        count = len(self.seeds)
+        of = f"{count} seeds" if count > 1 else "one seed"
+        return [f"{self.main_name} in %, on {self.n:,} {self.split} images, {of}", *rows, self._note()]
+
+    def figure(self) -> Figure:
+        """The differences with their intervals as a matplotlib figure; no window opens."""
+        from striate.studies.ablation_figure import figure
+
+        return figure(self)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write to `path` by its suffix: .json (everything), .csv (the rows), .png or .svg (the figure).
+
+        Raises:
+            StriateError: another suffix, or the file cannot be written.
+        """
+        target = Path(path)
+        suffix = target.suffix.lower()
+        if suffix not in (".png", ".svg"):
+            return super().save(target)
+        from striate.studies.compare_figure import encoded
+
+        return write_bytes(target, encoded(self.figure(), suffix[1:]))
+
+    def _gap(self, row: int) -> str:
+        low, high = self.lows[row], self.highs[row]
+        text = f"{100 * self.differences[row]:+6.2f} points"
+        if low is None or high is None:
+            return text
+        told = f"{text} (95% interval {100 * low:+.2f} to {100 * high:+.2f})  {self.verdicts[row]}"
+        return told.rstrip()
+
+    def _note(self) -> str:
+        if len(self.seeds) > 1:
+            return "intervals: Student's over the paired runs, one by one; of many rows some differ by chance"
+        return "one seed: what chance in training makes is in no interval; give --repeats 3 or more"
+
+
+def check_ablation(
+    data: str | os.PathLike[str] | Dataset, recipe: Recipe, parts: str | Sequence[str]
+) -> list[Arm]:
+    """The recipes that are compared: the whole, without each part, and, of several parts, without them all.
+
+    parts: names of settings, which are left out, NAME=VALUE for another value instead, augment.STEP for one
+    step of the augmentation; a list, or joined by commas.
+
+    Raises:
+        StriateError: an unknown setting or step (with the nearest), one that cannot be left out or is not
+            there, a part given twice, or a recipe that cannot be trained.
+    """
+    dataset = data if isinstance(data, Dataset) else session.open_asked(data, recipe)
+    count = len(training_splits(dataset, recipe)[0])
+    whole = check_buildable(recipe, dataset, count, open_source(recipe))
+    given = [part for text in ([parts] if isinstance(parts, str) else parts) for part in parts_of(text)]
+    arms = [Arm(WHOLE, "", whole)]
+    bare, changes = whole, []
+    for part in given:
+        values = _changed(part, whole)
+        [(name, value)] = values.items()
+        if name == OPTIONS:
+            name = part.partition("=")[0].strip()
+            value = value[name.partition(".")[2]]
+        change = f"{name} {told(value)}"
+        text = change if "=" in part else f"without {part}"
+        if text in (arm.name for arm in arms):
+            raise StriateError(f"{part!r} is to be left out twice", hint="name it once")
+        changes.append(change)
+        arms.append(Arm(text, change, whole.with_(**values)))
+        bare = bare.with_(**_changed(part, bare, again=True))
+    if len(given) > 1:
+        arms.append(Arm(EVERY, "; ".join(changes), bare))
+    for arm in arms:
+        check_buildable(arm.recipe, dataset, count, open_source(arm.recipe))
+    return arms
+
+
+def _changed(part: str, recipe: Recipe, *, again: bool = False) -> dict[str, Any]:
+    """The setting that a part stands for, with its other value; again: others were left out before it."""
+    known = {field.name: field for field in dataclasses.fields(Recipe) if field.name not in FIXED}
+    name, equals, text = (word.strip() for word in part.partition("="))
+    head, dot, inner = name.partition(".")
+    head = head.replace("-", "_")
+    if head not in known or (dot and head not in ("augment", OPTIONS)):
+        raise unknown("setting to leave out", name, known)
+    if dot and head == "augment":
+        return {"augment": _without(recipe.augment, inner, again)}
+    before = recipe.net_options.get(inner) if dot else getattr(recipe, head)
+    value = read_value(text, name if dot else head) if equals else known[head].metadata["off"]
+    if value is dataclasses.MISSING or (dot and not equals):
+        having = [key for key, field in known.items() if field.metadata["off"] is not dataclasses.MISSING]
+        raise StriateError(
+            f"{name} has no value that leaves it out", allowed=having, hint=f"or another value: {name}=VALUE"
+        )
+    if value == before and not again:
+        raise StriateError(f"{name} is {told(value)} in the recipe already", hint="leave it out of --ablate")
+    return {OPTIONS: {**recipe.net_options, inner: value}} if dot else {head: value}
+
+
+def _without(augment: str, name: str, again: bool) -> str:
+    """The augmentation without its steps of that name."""
+    steps = steps_of(augment)
+    kept = [written(step) for step in steps if name_of(step) != name]
+    if len(kept) == len(steps) and not again:
+        raise unknown(
+            "step of the augmentation", name, map(name_of, steps), hint=f"the recipe has {augment!r}"
+        )
+    return "+".join(kept) or "none"
+
+
+def ablate(
+    data: str | os.PathLike[str] | Dataset, recipe: Recipe, parts: str | Sequence[str], *, repeats: int = 1,
+    out: str | os.PathLike[str], resume: bool = False, progress: bool = True, report: bool = True,
+) -> Ablation | JobResult:  # fmt: skip
+    """Train the whole recipe and each that lacks a part, with the same seeds, and compare their scores.
+
+    parts: as of `check_ablation`. Every run lies in `out/RECIPE/seed-N`; resume: finished ones are kept.
+    Writes `ablation.json`, `ablation.csv` and `ablation.png`. Of several processes those that do not test
+    give what they know of the last run.
+
+    Raises:
+        StriateError: as `check_ablation` and `train_repeats`.
+    """
+    root = place_of(out)
+    arms = check_ablation(data, recipe, parts)
+    check_repeats(data, arms[0].recipe, repeats)
+    if int(os.environ.get("RANK", "0")) == 0:
+        check_free(root, resume)
+    found: list[Repeats] = []
+    for arm in arms:
+        runs = train_repeats(
+            data, arm.recipe, repeats=repeats, out=root / arm.folder, resume=resume, progress=progress,
+            report=report,
+        )  # fmt: skip
+        if not isinstance(runs, Repeats):
+            last = runs
+            continue
+        found.append(runs)
+    if not found:
+        return last
+    result = _compared(arms, found, root)
+    for suffix in ("json", "csv", "png"):
+        result.save(root / f"ablation.{suffix}")
+    return result
+
+
+def ablation_verb(
+    data: str | None, recipe: Recipe, parts: str | Sequence[str], *, out: str | None, resume: bool | str,
+    repeats: int, dry_run: bool, report: bool,
+) -> Any:  # fmt: skip
+    """What `striate train --ablate` does: the runs and their comparison, or the checks only.
+
+    Raises:
+        StriateError: anything in the arguments that the user can mend.
+    """
+    if data is None:
+        raise StriateError("no data given", hint="give a folder of images, an archive, a .csv or a name")
+    if dry_run:
+        arms = check_ablation(data, recipe, parts)
+        check_repeats(data, recipe, repeats)
+        told = [f"{arm.name}: {arm.change}" for arm in arms[1:]]
+        return Rehearsal((*session.rehearse(data, arms[0].recipe, out=out), *told))
+    folder = folder_of_several(data, recipe, out, resume)
+    return ablate(data, recipe, parts, repeats=repeats, out=folder, resume=bool(resume), report=report)
+
+
+def _compared(arms: Sequence[Arm], found: Sequence[Repeats], root: Path) -> Ablation:
+    whole = found[0]
+    gaps = [_gap(runs, whole) for runs in found]
+    return Ablation(
+        main_name=whole.main_name, split=whole.split, n=whole.n, seeds=whole.seeds,
+        names=tuple(arm.name for arm in arms), changes=tuple(arm.change for arm in arms),
+        means=tuple(runs.mean for runs in found), sds=tuple(runs.sd for runs in found),
+        differences=tuple(gap[0] for gap in gaps), lows=tuple(gap[1] for gap in gaps),
+        highs=tuple(gap[2] for gap in gaps),
+        verdicts=("", *(_verdict(gap) if len(whole.seeds) > 1 else "" for gap in gaps[1:])),
+        folders=tuple(str(root / arm.folder) for arm in arms),
+    )  # fmt: skip
+
+
+def _gap(runs: Repeats, whole: Repeats) -> tuple[float, float | None, float | None]:
+    """By how much a recipe's mean is above that of the whole, with its interval."""
+    if len(runs.scores) > 1:
+        return over_runs(np.subtract(runs.scores, whole.scores))
+    right, other = _right(runs.folders[0]), _right(whole.folders[0])
+    if right is None or other is None or len(right) != len(other):
+        return runs.mean - whole.mean, None, None
+    return difference(right, other)
+
+
+def _right(folder: str) -> Any:
+    """Which images a run's net answered rightly; None where that is no question of its task."""
+    scores = json.loads((Path(folder) / EVALUATION).read_text("utf-8"))["scores"]
+    if not {"predicted", "true"} <= set(scores) or np.ndim(scores["true"]) != 1:
+        return None
+    return np.equal(scores["predicted"], scores["true"])
+
+
+def _verdict(gap: tuple[float, float | None, float | None]) -> str:
+    """What the interval of a difference to the whole recipe says."""
+    low, high = gap[1:]
+    if low is None or high is None:
+        return ""
+    return "worse" if high < 0 else "better" if low > 0 else "cannot be told"
