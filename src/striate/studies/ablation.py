@@ -57,7 +57,7 @@ class Ablation(Result):
     the first row's, with `lows` and `highs`, the 95% interval: Student's over the seeds; for one seed that of
     the two nets on the images, None where the task has no answer a picture that is right or wrong. verdicts:
     better or worse than the whole, or "cannot be told"; empty for one seed, as the chance of training is in
-    no interval then.
+    no interval then. redrawn: each seed has other images, as the data come without splits.
     """
 
     ROWS = (
@@ -77,6 +77,7 @@ class Ablation(Result):
     highs: tuple[float | None, ...]
     verdicts: tuple[str, ...]
     folders: tuple[str, ...]
+    redrawn: bool = False
 
     def lines(self) -> list[str]:
         """The table, and what its intervals are of."""
@@ -89,7 +90,8 @@ class Ablation(Result):
             rows.append(row if i == 0 else f"{row}  {self._gap(i)}")
         count = len(self.seeds)
         of = f"{count} seeds" if count > 1 else "one seed"
-        return [f"{self.main_name} in %, on {self.n:,} {self.split} images, {of}", *rows, self._note()]
+        drawn = ", images drawn anew by each" if self.redrawn else ""
+        return [f"{self.main_name} in %, on {self.n:,} {self.split} images, {of}{drawn}", *rows, self._note()]
 
     def figure(self) -> Figure:
         """The differences with their intervals as a matplotlib figure; no window opens."""
@@ -262,7 +264,7 @@ def _compared(arms: Sequence[Arm], found: Sequence[Repeats], root: Path) -> Abla
         differences=tuple(gap[0] for gap in gaps), lows=tuple(gap[1] for gap in gaps),
         highs=tuple(gap[2] for gap in gaps),
         verdicts=("", *(_verdict(gap) if len(whole.seeds) > 1 else "" for gap in gaps[1:])),
-        folders=tuple(str(root / arm.folder) for arm in arms),
+        folders=tuple(str(root / arm.folder) for arm in arms), redrawn=whole.redrawn,
     )  # fmt: skip
 
 
