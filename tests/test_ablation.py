@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from striate.data.samples import Dataset, Split
 from striate.evaluate.paired import difference, over_runs, student
 from striate.studies import ablation
 from striate.studies.ablation import EVERY, WHOLE, Ablation, ablate, check_ablation
-from striate.studies.repeats import Repeats
+from striate.studies.repeats import Repeats, train_repeats
+from striate.train.fit import Interrupted
 from striate.train.recipe import Recipe
 
 QUICK = Recipe(net="lenet5", epochs=1, batch=10, threads=1, workers=0, preflight=False, label_smoothing=0.1)
@@ -64,6 +66,27 @@ def test_of_one_part_there_is_no_row_for_all_and_both_steps_can_go() -> None:
     found = arms(["augment.flip", "augment"], augment="flip")
     assert found["without augment.flip"].augment == found["without augment"].augment == "none"
     assert arms("augment='flip(p=0.2)+blur'")["augment flip(p=0.2)+blur"].augment == "flip(p=0.2)+blur"
+
+
+def test_every_recipe_has_a_folder_of_its_own() -> None:
+    long = "+".join(f"blur(p=0.{k})" for k in range(1, 10))
+    parts = ["augment=flip(0.1)", "augment=flip(0.2)", f"augment={long}"]
+    folders = [arm.folder for arm in check_ablation(shades(), QUICK, [*parts, f"augment={long}+flip"])]
+    assert len(set(folders)) == len(folders) == 6
+    assert max(map(len, folders)) <= 63
+    assert all(re.fullmatch(r"[\w.+=-]+", folder) for folder in folders)
+
+
+def test_a_stopped_comparison_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise Interrupted(15, "the folder of one run")
+
+    monkeypatch.setattr("striate.studies.repeats.train_and_report", stopped)
+    with pytest.raises(Interrupted, match=rf"--resume --out {re.escape(str(tmp_path / 'a'))}$") as found:
+        ablate(shades(), QUICK, "momentum", repeats=2, out=tmp_path / "a")
+    assert found.value.exit_code == 128 + 15
+    with pytest.raises(Interrupted, match=rf"--resume --out {re.escape(str(tmp_path / 'b'))}$"):
+        train_repeats(shades(), QUICK, repeats=2, out=tmp_path / "b")
 
 
 def test_every_setting_that_can_be_left_out_is_checked_by_the_recipe() -> None:

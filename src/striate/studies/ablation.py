@@ -22,6 +22,7 @@ from striate.evaluate.paired import difference, over_runs
 from striate.studies.job import EVALUATION, JobResult, Rehearsal
 from striate.studies.repeats import Repeats, check_free, check_repeats, folder_of_several, train_repeats
 from striate.train import session
+from striate.train.fit import Interrupted
 from striate.train.recipe import Recipe
 from striate.train.setup import check_buildable, training_splits
 from striate.train.space import OPTIONS, SHARED, parts_of, read_value, told
@@ -31,22 +32,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WHOLE, EVERY = "whole recipe", "all of these"
+LONGEST = 60  # letters of a folder's name, before its number
 # Settings that runs which are compared must share, or that change no result.
 FIXED = (*SHARED, "seed", "epochs", "threads", "workers", "cache", "device", "checkpoint_every", "keep_every")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the recipes that are compared; change: what it has otherwise, as it is written."""
+    """One of the recipes that are compared; change: what it has otherwise; folder: its name in the whole."""
 
     name: str
     change: str
     recipe: Recipe
-
-    @property
-    def folder(self) -> str:
-        """The name of its folder."""
-        return re.sub(r"[^\w.+=-]+", "-", self.name).strip("-.")
+    folder: str
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,15 @@ def check_ablation(
     count = len(training_splits(dataset, recipe)[0])
     whole = check_buildable(recipe, dataset, count, open_source(recipe))
     given = [part for text in ([parts] if isinstance(parts, str) else parts) for part in parts_of(text)]
-    arms = [Arm(WHOLE, "", whole)]
+    arms: list[Arm] = []
+
+    def add(name: str, change: str, made: Recipe) -> None:
+        folder = re.sub(r"[^\w.+=-]+", "-", name).strip("-.")[:LONGEST]
+        if folder in (arm.folder for arm in arms):
+            folder += f"-{len(arms)}"
+        arms.append(Arm(name, change, made, folder))
+
+    add(WHOLE, "", whole)
     bare, changes = whole, []
     for part in given:
         values = _changed(part, whole)
@@ -156,10 +162,10 @@ def check_ablation(
         if text in (arm.name for arm in arms):
             raise StriateError(f"{part!r} is to be left out twice", hint="name it once")
         changes.append(change)
-        arms.append(Arm(text, change, whole.with_(**values)))
+        add(text, change, whole.with_(**values))
         bare = bare.with_(**_changed(part, bare, again=True))
     if len(given) > 1:
-        arms.append(Arm(EVERY, "; ".join(changes), bare))
+        add(EVERY, "; ".join(changes), bare)
     for arm in arms:
         check_buildable(arm.recipe, dataset, count, open_source(arm.recipe))
     return arms
@@ -210,6 +216,7 @@ def ablate(
 
     Raises:
         StriateError: as `check_ablation` and `train_repeats`.
+        Interrupted: SIGINT or SIGTERM; the state of the running one was saved.
     """
     root = place_of(out)
     arms = check_ablation(data, recipe, parts)
@@ -218,10 +225,13 @@ def ablate(
         check_free(root, resume)
     found: list[Repeats] = []
     for arm in arms:
-        runs = train_repeats(
-            data, arm.recipe, repeats=repeats, out=root / arm.folder, resume=resume, progress=progress,
-            report=report,
-        )  # fmt: skip
+        try:
+            runs = train_repeats(
+                data, arm.recipe, repeats=repeats, out=root / arm.folder, resume=resume, progress=progress,
+                report=report,
+            )  # fmt: skip
+        except Interrupted as stopped:
+            raise Interrupted(stopped.signal, str(root)) from stopped
         if not isinstance(runs, Repeats):
             last = runs
             continue

@@ -226,6 +226,7 @@ def _wrapped(words: str) -> list[str]:
 
 
 def style(axes: Axes) -> None:
+    """A light grid, no box, soft ink."""
     axes.grid(True, color=GRID, linewidth=0.8, zorder=0)
     axes.set_axisbelow(True)
     axes.tick_params(colors=SOFT, length=0, labelsize=9)

@@ -18,6 +18,7 @@ from striate.core.runs import SETTINGS, SPLITS, Run
 from striate.data.samples import Dataset
 from striate.studies.job import JobResult, split_to_test, train_and_report
 from striate.train import session
+from striate.train.fit import Interrupted
 from striate.train.recipe import Recipe
 from striate.train.space import is_study
 
@@ -89,6 +90,7 @@ def train_repeats(
 
     Raises:
         StriateError: as `train_and_report`; fewer than one repeat; no images to score by.
+        Interrupted: SIGINT or SIGTERM; the state of the running one was saved.
     """
     root = place_of(out)
     if resume and given is not None:
@@ -101,11 +103,14 @@ def train_repeats(
     found: list[JobResult] = []
     for seed in range(recipe.seed, recipe.seed + repeats):
         folder, own = root / f"seed-{seed}", recipe.with_(seed=seed)
-        found.append(
-            train_and_report(
-                data, own, out=folder, resume=resume, progress=progress, report=report, given=named
+        try:
+            found.append(
+                train_and_report(
+                    data, own, out=folder, resume=resume, progress=progress, report=report, given=named
+                )
             )
-        )
+        except Interrupted as stopped:
+            raise Interrupted(stopped.signal, str(root)) from stopped
     if not first:
         return found[-1]
     for each in found:
