@@ -13,17 +13,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from striate import cli
 from striate.core.errors import StriateError
 from striate.data.loaders import Batch, Loader
+from striate.data.preprocess import Preprocess
 from striate.data.samples import Dataset, Split
 from striate.evaluate.paired import difference, over_runs, student
+from striate.model import Model
+from striate.nets.net import create_net
 from striate.studies import ablation
 from striate.studies.ablation import EVERY, WHOLE, Ablation, ablate, check_ablation
 from striate.studies.repeats import Repeats, train_repeats
-from striate.train.fit import Interrupted
+from striate.tasks.classification import Classification
+from striate.train.fit import Diverged, Interrupted
 from striate.train.recipe import Recipe
+from striate.train.setup import check_settled
 
 QUICK = Recipe(net="lenet5", epochs=1, batch=10, threads=1, workers=0, preflight=False, label_smoothing=0.1)
 
@@ -49,8 +55,7 @@ def test_each_recipe_lacks_one_part_and_the_last_all() -> None:
     parts = "augment.flip, weight_decay,schedule=constant,net_options.width=1"
     found = arms(parts, augment="pad-crop(2)+flip", net="resnet20")
     whole = found[WHOLE]
-    # Everything is worked out once, so that nothing else differs.
-    assert (whole.size, whole.resize, whole.batch) == ((28, 28), "none", 10)
+    assert whole == QUICK.with_(augment="pad-crop(2)+flip", net="resnet20")
     assert found["without augment.flip"] == whole.with_(augment="pad-crop(pixels=2)")
     assert found["without weight_decay"] == whole.with_(weight_decay=0.0)
     assert found["schedule constant"] == whole.with_(schedule="constant")
@@ -63,17 +68,76 @@ def test_each_recipe_lacks_one_part_and_the_last_all() -> None:
 
 def test_of_one_part_there_is_no_row_for_all_and_both_steps_can_go() -> None:
     assert list(arms(["momentum"])) == [WHOLE, "without momentum"]
-    found = arms(["augment.flip", "augment"], augment="flip")
-    assert found["without augment.flip"].augment == found["without augment"].augment == "none"
+    found = arms(["augment.flip", "augment"], augment="pad-crop(2)+flip")
+    assert list(found) == [WHOLE, "without augment.flip", "without augment"]
+    assert found["without augment"].augment == "none"
     assert arms("augment='flip(p=0.2)+blur'")["augment flip(p=0.2)+blur"].augment == "flip(p=0.2)+blur"
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"drop_connect": 0.5}, "drop_connect"),
+        ({"net": "vgg11", "stochastic_pooling": True}, "stochastic_pooling"),
+        ({"net": "vgg11", "dropout": 0.4}, "dropout=null"),
+        ({"net": "vgg11", "net_options": {"width": 4}}, "net_options.width=8"),
+    ],
+)
+def test_what_is_an_option_of_the_net_goes_with_its_setting(settings: dict[str, Any], part: str) -> None:
+    data = shades()
+    whole, lacking = (check_settled(recipe, data, None) for recipe in arms(part, **settings).values())
+    assert whole.net_options != lacking.net_options
+
+
+def test_the_net_of_trained_weights_stays_without_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = create_net("resnet20", 2, 3, size=16, width=4)
+    source = Model(
+        net.eval(), Classification(("dark", "light")), Preprocess(size=(16, 16), mean=(0.3,), std=(0.4,))
+    )
+    path = str(source.save(tmp_path / "trained.safetensors"))
+    found = arms("start_from,momentum", net="auto", start_from=path)
+    alone = check_settled(found["without start_from"], shades(), None)
+    assert (alone.net, alone.net_options["width"], alone.size) == ("resnet20", 4, (16, 16))
+    assert found[EVERY] == found["without start_from"].with_(momentum=0.0)
+
+
+def test_parts_that_exclude_each_other_have_no_row_together() -> None:
+    for parts in ("ema=0.99,swa=0.5", "schedule=constant,schedule=cosine"):
+        assert [name.split(" ")[0] for name in arms(parts)] == [
+            "whole",
+            *re.findall("ema|swa|schedule", parts),
+        ]
+    with pytest.raises(StriateError, match="width"):
+        arms("net_options.width=0", net="resnet20")
+
+
+def test_a_recipe_that_diverges_is_a_row_without_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = fake_runs({"whole-recipe": (0.5, 0.7)}, monkeypatch)
+    trained = ablation.train_repeats
+
+    def diverging(data: Any, recipe: Recipe, *, out: Path, **how: Any) -> Any:
+        if out.name == "lr-9":
+            raise Diverged("the loss is no longer a number in epoch 2", hint="lower the rate")
+        return trained(data, recipe, out=out, **how)
+
+    monkeypatch.setattr(ablation, "train_repeats", diverging)
+    found = ablate(shades(), QUICK, "lr=9.0", repeats=2, out=tmp_path)
+    assert isinstance(found, Ablation)
+    assert len(runs) == 1
+    assert (found.means[1], found.differences[1], found.lows[1]) == (None, None, None)
+    assert found.lines()[2] == "lr 9          the loss is no longer a number in epoch 2"
+    assert [text.get_text().strip() for text in found.figure().axes[0].texts] == ["diverged"]
 
 
 def test_every_recipe_has_a_folder_of_its_own() -> None:
     long = "+".join(f"blur(p=0.{k})" for k in range(1, 10))
     parts = ["augment=flip(0.1)", "augment=flip(0.2)", f"augment={long}"]
     folders = [arm.folder for arm in check_ablation(shades(), QUICK, [*parts, f"augment={long}+flip"])]
-    assert len(set(folders)) == len(folders) == 6
-    assert max(map(len, folders)) <= 63
+    assert len(set(folders)) == len(folders) == 5
+    assert max(map(len, folders)) <= 60 + len("-12345678")
     assert all(re.fullmatch(r"[\w.+=-]+", folder) for folder in folders)
 
 
@@ -102,23 +166,31 @@ def test_every_setting_that_can_be_left_out_is_checked_by_the_recipe() -> None:
     ("parts", "words"),
     [
         ("augmnt", "unknown setting to leave out 'augmnt'.*did you mean 'augment'"),
-        ("seed=4", "unknown setting to leave out 'seed'"),
-        ("test=0.4", "unknown setting to leave out 'test'"),
+        ("seed=4", "seed cannot be compared; all runs share it"),
+        ("test=0.4", "test cannot be compared"),
+        ("net_options={width: 4}", "net_options has no value that leaves it out.*net_options.NAME=VALUE"),
         ("optimizer", "optimizer has no value that leaves it out.*another value: optimizer=VALUE"),
         ("net_options.width", "no value that leaves it out.*net_options.width=VALUE"),
         ("weight_decay.all", "unknown setting to leave out 'weight_decay.all'"),
-        ("label_smoothing=0.1", "label_smoothing is 0.1 in the recipe already"),
-        ("l1", "l1 is 0 in the recipe already"),
+        ("label_smoothing=0.1", "'label_smoothing=0.1' gives the same recipe as the whole"),
+        ("l1", "'l1' gives the same recipe as the whole; leave it out of --ablate"),
+        ("drop_connect=null", "gives the same recipe as the whole"),
+        ("patience=3", "patience"),
+        ("freeze=conv9", "unknown stage 'conv9'"),
+        ("progressive=99@0.5", "99"),
+        ("initialisation=gaussian(-1)", "std is -1"),
+        ("weight_decay,weight-decay=0", "'weight-decay=0' gives the same recipe as 'weight_decay'"),
         ("augment.flp", "unknown step of the augmentation 'flp'.*did you mean 'flip'.*pad-crop"),
-        ("nesterov,nesterov", "'nesterov' is to be left out twice"),
+        ("nesterov,nesterov", "'nesterov' gives the same recipe as 'nesterov'"),
         ("lr=-1", "lr is -1"),
         ("optimizer=sgdd", "unknown optimizer 'sgdd'"),
-        ("net_options.width=0", "width"),
         ("dropout", "net 'lenet5' has no dropout rate"),
-        ("", "unknown setting to leave out ''"),
+        ("momentum,", "unknown setting to leave out ''"),
+        ("", "ablate names no part of the recipe"),
+        ([], "ablate names no part of the recipe"),
     ],
 )
-def test_what_cannot_be_left_out(parts: str, words: str) -> None:
+def test_what_cannot_be_left_out(parts: Any, words: str) -> None:
     with pytest.raises(StriateError, match=words):
         arms(parts, augment="pad-crop(2)+flip")
 
@@ -142,8 +214,9 @@ def fake_runs(scores: dict[str, tuple[float, ...]], monkeypatch: pytest.MonkeyPa
     asked = []
 
     def runs(data: Any, recipe: Recipe, *, out: Path, **how: Any) -> Repeats:
-        asked.append((out.name, recipe, how))
-        found = scores[out.name]
+        name = re.sub(r"-[0-9a-f]{8}$", "", out.name)
+        asked.append((name, recipe, how))
+        found = scores[name]
         seeds = tuple(range(len(found)))
         folders = tuple(str(out / f"seed-{seed}") for seed in seeds)
         return Repeats("top-1 accuracy", "test", 30, sum(found) / len(found), 0.01, seeds, found, folders)

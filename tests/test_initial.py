@@ -15,10 +15,10 @@ from striate.core.errors import StriateError
 from striate.data.samples import Dataset, Split
 from striate.layers.initialisation import gaussian, he, weighted
 from striate.nets.lsuv import lsuv
-from striate.nets.net import create_net
+from striate.nets.net import create_net, initialise
 from striate.nets.taps import capture
 from striate.train.devices import Place
-from striate.train.initial import INITIALISATIONS, begin, rule_of
+from striate.train.initial import INITIALISATIONS, begin, check_initialisation, rule_of
 from striate.train.recipe import Recipe
 from striate.train.setup import prepare
 from striate.train.whiten import sample_images
@@ -124,6 +124,32 @@ def test_a_rule_sees_training_images_as_the_net_does() -> None:
     assert {name: round(maps.var().item(), 1) for name, maps in seen.items()} == dict.fromkeys(names, 1.0)
 
 
+def test_weights_that_are_fixed_by_design_stay() -> None:
+    torch.manual_seed(0)
+    net = create_net("lenet5_1998", 10, 1, size=32, output="rbf")
+    fixed = {name: value.clone() for name, value in net.named_parameters() if not value.requires_grad}
+    assert any(set(value.unique().tolist()) == {-1.0, 1.0} for value in fixed.values())
+    batch = torch.randn(8, 1, 32, 32, generator=torch.Generator().manual_seed(3))
+    for rule in INITIALISATIONS.names():
+        begin(net, rule, lambda *_: batch)
+    now = dict(net.named_parameters())
+    assert all(torch.equal(now[name], value) for name, value in fixed.items())
+
+
+def test_a_rule_that_goes_by_pictures_takes_none_of_the_other_ways() -> None:
+    with pytest.raises(StriateError, match=r"'lsuv' and grow_from both say how the first layers begin"):
+        prepared(initialisation="lsuv", grow_from="resnet20")
+    with pytest.raises(StriateError, match="initialisation 'lsuv' goes by pictures"):
+        initialise(nn.Linear(2, 2), "lsuv")
+
+
+def test_the_check_of_a_rule_takes_no_random_numbers() -> None:
+    state = torch.get_rng_state()
+    check_initialisation(Recipe(initialisation="lsuv(0.1)"))
+    check_initialisation(Recipe(initialisation="he(1e308)"))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_weights_that_come_from_a_checkpoint_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("striate.train.setup.begin", lambda *_: pytest.fail("drawn"))
     assert isinstance(prepared(initialisation="lsuv", begun=True).job.net, nn.Module)
@@ -133,7 +159,7 @@ def test_the_whitened_layer_comes_after_the_others_and_not_with_lsuv() -> None:
     drawn = prepared(initialisation="orthogonal").job.net.state_dict()
     both = prepared(initialisation="orthogonal", first_layer="whitened").job.net.state_dict()
     assert [name for name in drawn if not torch.equal(drawn[name], both[name])] == ["conv1.weight"]
-    with pytest.raises(StriateError, match=r"'lsuv' and first_layer 'whitened' both.*leave one out"):
+    with pytest.raises(StriateError, match=r"'lsuv' and first_layer both.*leave one out"):
         prepared(initialisation="lsuv", first_layer="whitened")
 
 

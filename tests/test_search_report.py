@@ -150,6 +150,22 @@ def test_the_command_from_data_to_report(tmp_path: Path, capsys: pytest.CaptureF
 
     files = {path: path.stat().st_mtime_ns for path in Path(out).rglob("*")}
     capsys.readouterr()
+    # What no trial uses, the base's own schedule, is not asked to go with the rest.
+    words = [
+        "train",
+        "digits",
+        "--net",
+        "lenet5",
+        "--snapshots",
+        "true",
+        "--restarts",
+        "2",
+        "--out",
+        out + "2",
+    ]
+    words += ["--search", "2", "--space.schedule", "cosine,triangular", "--preflight", "false", "--dry_run"]
+    assert cli.main(words) == 0
+    assert "search: schedule " in capsys.readouterr().out
     again = ["train", "--config", str(config), "--out", out, "--threads", "1", "--dry_run"]
     assert cli.main(again) == 0
     told = capsys.readouterr()
@@ -169,7 +185,9 @@ def test_the_command_from_data_to_report(tmp_path: Path, capsys: pytest.CaptureF
         (["--search", "3", "--lr", "1", "--space.lr", "1,2"], "lr is both given and searched"),
         (["--search", "3", "--repeats", "2", "--space.lr", "1,2"], "takes no repeats, range test or resume"),
         (["--search", "3", "--space.lr", "1,2", "--sampler", "tpa"], "unknown sampler 'tpa'"),
-        (["--search", "3", "--space.lr", "log(1,2)", "--sampler", "grid"], "lr"),
+        (["--search", "3", "--space.lr", "log(1,2)", "--sampler", "grid"], "number of points of lr"),
+        (["--search", "3", "--space.initialisation", "own,gaussian(-1)"], "std is -1"),
+        (["--search", "3", "--space.freeze", "conv1,conv9", "--net", "lenet5"], "unknown stage 'conv9'"),
         (["--search", "3", "--space.lr", "1,2", "--val", "0"], "a search needs validation images"),
         (["--search", "3", "--space.optimizer", "sgd,sgdd"], "unknown optimizer 'sgdd'"),
         (["--search", "3", "--space.net_options.width", "8,0", "--net", "vgg11"], "width"),

@@ -104,7 +104,7 @@ class Model:
         Raises:
             StriateError: PyTorch does not know such a device, or this machine does not have it.
         """
-        self.net.to(device_called(device) if isinstance(device, str) else device)
+        self.net.to(device_called(str(device)))
         return self
 
     def forward(self, views: NDArray[np.uint8] | Tensor, engines: Engines | None = None) -> Tensor:

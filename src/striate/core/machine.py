@@ -50,6 +50,8 @@ def device_called(name: str) -> str:
 
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
     have = ["cpu", *(["cuda"] if cards else []), *(["mps"] if torch.backends.mps.is_available() else [])]
+    current = torch.accelerator.current_accelerator() if hasattr(torch, "accelerator") else None
+    have += [current.type] if current is not None and current.type not in ("cuda", *have) else []
     if name == "auto":
         return next(kind for kind in ("cuda", "mps", "cpu") if kind in have)
     try:

@@ -26,14 +26,14 @@ PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 def weighted(module: nn.Module) -> Iterator[nn.Module]:
     """The layers at and below `module` that these rules are for, in order of definition.
 
-    Linear layers, convolutions, and every layer with a `weight` and a method `fans`; those without memory
-    (on the meta device) are left out.
+    Linear layers, convolutions, and every layer with a `weight` and a method `fans`; those whose weights are
+    fixed (the codes of LeNet-5's output units) or without memory (on the meta device) are left out.
     """
     for layer in module.modules():
         if isinstance(layer, PLAIN) or (hasattr(layer, "fans") and isinstance(layer.weight, Tensor)):
             weight = layer.weight
             assert isinstance(weight, Tensor)  # by the line above
-            if not weight.is_meta:
+            if weight.requires_grad and not weight.is_meta:
                 yield layer
 
 
@@ -104,7 +104,7 @@ def he(module: M, slope: float = 0.0) -> M:
     """
 
     def rule(layer: nn.Module, weight: Tensor) -> None:
-        _normal(weight, math.sqrt(2 / ((1 + slope**2) * fans(layer)[0])))
+        _normal(weight, math.sqrt(2 / ((1 + slope * slope) * fans(layer)[0])))
 
     return _draw(module, rule)
 

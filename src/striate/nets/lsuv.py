@@ -23,7 +23,8 @@ def lsuv(module: M, batch: Tensor, tolerance: float = 0.01, passes: int = 10) ->
     enough. As the layers' biases are 0, dividing weights by the standard deviation divides the output
     likewise, so that one pass sets all layers in the order in which they run; more follow only while a
     variance is further than `tolerance` from 1 (layers that bend their own outputs). Modes and
-    running means stay as they were; the passes are made in evaluation mode.
+    running means stay as they were; the passes are made in evaluation mode, so what runs in training only
+    (auxiliary classifiers) is orthogonal and unscaled.
 
     Raises:
         StriateError: a layer gives a constant, so that no scale helps; `tolerance` is not above 0, `passes`

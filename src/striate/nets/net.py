@@ -275,9 +275,12 @@ def initialise(module: nn.Module, scheme: str) -> nn.Module:
     """Draw the weights below `module` by a rule of `striate.layers.initialisation`; norms begin at 1 and 0.
 
     Raises:
-        StriateError: an unknown rule.
+        StriateError: an unknown rule, or one that goes by pictures.
     """
-    INITIALISATIONS.get(scheme)(module)
+    rule = INITIALISATIONS.entry(scheme)
+    if rule.capabilities.get("pictures"):
+        raise StriateError(f"initialisation {scheme!r} goes by pictures", hint="call it with a batch of them")
+    rule.value(module)
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d) and layer.affine:
             nn.init.ones_(layer.weight)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,11 @@ from striate.evaluate.paired import difference, over_runs
 from striate.studies.job import EVALUATION, JobResult, Rehearsal
 from striate.studies.repeats import Repeats, check_free, check_repeats, folder_of_several, train_repeats
 from striate.train import session
-from striate.train.fit import Interrupted
+from striate.train.fit import Diverged, Interrupted
 from striate.train.recipe import Recipe
-from striate.train.setup import check_buildable, training_splits
+from striate.train.setup import check_settled
 from striate.train.space import OPTIONS, SHARED, parts_of, read_value, told
-from striate.train.starting import open_source
+from striate.train.starting import like_source, open_source
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,7 +56,8 @@ class Ablation(Result):
     the first row's, with `lows` and `highs`, the 95% interval: Student's over the seeds; for one seed that of
     the two nets on the images, None where the task has no answer a picture that is right or wrong. verdicts:
     better or worse than the whole, or "cannot be told"; empty for one seed, as the chance of training is in
-    no interval then. redrawn: each seed has other images, as the data come without splits.
+    no interval then; of a row whose training diverged, without figures, that it did. redrawn: each seed has
+    other images, as the data come without splits.
     """
 
     ROWS = (
@@ -68,9 +70,9 @@ class Ablation(Result):
     seeds: tuple[int, ...]
     names: tuple[str, ...]
     changes: tuple[str, ...]
-    means: tuple[float, ...]
+    means: tuple[float | None, ...]
     sds: tuple[float | None, ...]
-    differences: tuple[float, ...]
+    differences: tuple[float | None, ...]
     lows: tuple[float | None, ...]
     highs: tuple[float | None, ...]
     verdicts: tuple[str, ...]
@@ -82,10 +84,10 @@ class Ablation(Result):
         wide = max(map(len, self.names))
         rows = []
         for i, name in enumerate(self.names):
-            sd = self.sds[i]
+            mean, sd = self.means[i], self.sds[i]
             spread = "" if sd is None else f" ± {100 * sd:.2f}"
-            row = f"{name:<{wide}}  {100 * self.means[i]:6.2f}{spread}"
-            rows.append(row if i == 0 else f"{row}  {self._gap(i)}")
+            score = f"{name:<{wide}}  " + (self.verdicts[i] if mean is None else f"{100 * mean:6.2f}{spread}")
+            rows.append(score if i == 0 or mean is None else f"{score}  {self._gap(i)}")
         count = len(self.seeds)
         of = f"{count} seeds" if count > 1 else "one seed"
         drawn = ", images drawn anew by each" if self.redrawn else ""
@@ -112,8 +114,8 @@ class Ablation(Result):
         return write_bytes(target, encoded(self.figure(), suffix[1:]))
 
     def _gap(self, row: int) -> str:
-        low, high = self.lows[row], self.highs[row]
-        text = f"{100 * self.differences[row]:+6.2f} points"
+        gap, low, high = self.differences[row], self.lows[row], self.highs[row]
+        text = "" if gap is None else f"{100 * gap:+6.2f} points"
         if low is None or high is None:
             return text
         told = f"{text} (95% interval {100 * low:+.2f} to {100 * high:+.2f})  {self.verdicts[row]}"
@@ -131,66 +133,107 @@ def check_ablation(
     """The recipes that are compared: the whole, without each part, and, of several parts, without them all.
 
     parts: names of settings, which are left out, NAME=VALUE for another value instead, augment.STEP for one
-    step of the augmentation; a list, or joined by commas.
+    step of the augmentation, net_options.NAME=VALUE; a list, or joined by commas. Without them all there is
+    no recipe where two parts are of the same setting, or exclude each other.
 
     Raises:
-        StriateError: an unknown setting or step (with the nearest), one that cannot be left out or is not
-            there, a part given twice, or a recipe that cannot be trained.
+        StriateError: no part, an unknown setting or step (with the nearest), one that cannot be left out,
+            that changes nothing or the same as another, or a recipe that cannot be trained.
     """
-    dataset = data if isinstance(data, Dataset) else session.open_asked(data, recipe)
-    count = len(training_splits(dataset, recipe)[0])
-    whole = check_buildable(recipe, dataset, count, open_source(recipe))
     given = [part for text in ([parts] if isinstance(parts, str) else parts) for part in parts_of(text)]
-    arms: list[Arm] = []
-
-    def add(name: str, change: str, made: Recipe) -> None:
-        folder = re.sub(r"[^\w.+=-]+", "-", name).strip("-.")[:LONGEST]
-        if folder in (arm.folder for arm in arms):
-            folder += f"-{len(arms)}"
-        arms.append(Arm(name, change, made, folder))
-
-    add(WHOLE, "", whole)
-    bare, changes = whole, []
+    if not any(given):
+        raise StriateError(
+            "ablate names no part of the recipe", hint="give some: --ablate augment,weight_decay"
+        )
+    dataset = data if isinstance(data, Dataset) else session.open_asked(data, recipe)
+    source = open_source(recipe)
+    settled = [check_settled(recipe, dataset, source)]
+    alike = like_source(recipe, source, dense=source.task.dense) if source else recipe
+    whole = _Whole(recipe, settled[0], alike)
+    arms = [Arm(WHOLE, "", recipe, _folder(WHOLE, "", []))]
+    bare: Recipe | None = recipe
+    changes: list[str] = []
     for part in given:
-        values = _changed(part, whole)
-        [(name, value)] = values.items()
-        if name == OPTIONS:
-            name = part.partition("=")[0].strip()
-            value = value[name.partition(".")[2]]
-        change = f"{name} {told(value)}"
-        text = change if "=" in part else f"without {part}"
-        if text in (arm.name for arm in arms):
-            raise StriateError(f"{part!r} is to be left out twice", hint="name it once")
+        name, change, made = whole.without(part, recipe)
+        found = check_settled(made, dataset, open_source(made))
+        if found in settled:
+            other = "the whole" if found == settled[0] else repr(given[settled.index(found) - 1])
+            raise StriateError(f"{part!r} gives the same recipe as {other}", hint="leave it out of --ablate")
+        settled.append(found)
+        text = change if "=" in part else f"without {name}"
+        arms.append(Arm(text, change, made, _folder(text, change, arms)))
+        again = any(change.split(" ")[0] == before.split(" ")[0] != "augment" for before in changes)
+        bare = None if bare is None or again else _together(whole, part, bare)
         changes.append(change)
-        add(text, change, whole.with_(**values))
-        bare = bare.with_(**_changed(part, bare, again=True))
-    if len(given) > 1:
-        add(EVERY, "; ".join(changes), bare)
-    for arm in arms:
-        check_buildable(arm.recipe, dataset, count, open_source(arm.recipe))
+    if bare is not None and check_settled(bare, dataset, open_source(bare)) not in settled:
+        arms.append(Arm(EVERY, "; ".join(changes), bare, _folder(EVERY, "; ".join(changes), arms)))
     return arms
 
 
-def _changed(part: str, recipe: Recipe, *, again: bool = False) -> dict[str, Any]:
-    """The setting that a part stands for, with its other value; again: others were left out before it."""
-    known = {field.name: field for field in dataclasses.fields(Recipe) if field.name not in FIXED}
-    name, equals, text = (word.strip() for word in part.partition("="))
-    head, dot, inner = name.partition(".")
-    head = head.replace("-", "_")
-    if head not in known or (dot and head not in ("augment", OPTIONS)):
-        raise unknown("setting to leave out", name, known)
-    if dot and head == "augment":
-        return {"augment": _without(recipe.augment, inner, again)}
-    before = recipe.net_options.get(inner) if dot else getattr(recipe, head)
-    value = read_value(text, name if dot else head) if equals else known[head].metadata["off"]
-    if value is dataclasses.MISSING or (dot and not equals):
-        having = [key for key, field in known.items() if field.metadata["off"] is not dataclasses.MISSING]
-        raise StriateError(
-            f"{name} has no value that leaves it out", allowed=having, hint=f"or another value: {name}=VALUE"
+def _together(whole: _Whole, part: str, recipe: Recipe) -> Recipe | None:
+    """The recipe without one part more; None where the parts exclude each other."""
+    try:
+        return whole.without(part, recipe, again=True)[2]
+    except StriateError:
+        return None
+
+
+def _folder(name: str, change: str, others: Sequence[Arm]) -> str:
+    """The name of a recipe's folder: the same for the same change, whatever is compared beside it."""
+    folder = re.sub(r"[^\w.+=-]+", "-", name).strip("-.")
+    if name == EVERY or len(folder) > LONGEST or folder in (arm.folder for arm in others):
+        return f"{folder[:LONGEST]}-{zlib.crc32(change.encode()):08x}"
+    return folder
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """The recipe as it is asked for, as it is settled, and with the net of what it starts from."""
+
+    asked: Recipe
+    settled: Recipe
+    alike: Recipe
+
+    def without(self, part: str, recipe: Recipe, *, again: bool = False) -> tuple[str, str, Recipe]:
+        """A recipe that lacks a part: the part's name, the change as it is written, and the recipe.
+
+        again: others were left out before it.
+        """
+        known = {field.name: field for field in dataclasses.fields(Recipe)}
+        name, equals, text = (word.strip() for word in part.partition("="))
+        head, dot, inner = name.partition(".")
+        head = head.replace("-", "_")
+        if head not in known or (dot and head not in ("augment", OPTIONS)):
+            raise unknown("setting to leave out", name, [key for key in known if key not in FIXED])
+        if head in FIXED:
+            raise StriateError(
+                f"{head} cannot be compared", hint="all runs share it, or it changes no result"
+            )
+        if dot and head == "augment" and not equals:
+            asked = recipe.augment if recipe.augment != "auto" else self.settled.augment
+            augment = _without(asked, inner, again)
+            return name, f"augment {augment}", recipe.with_(augment=augment)
+        value = (
+            read_value(text, f"{head}.{inner}" if dot else head) if equals else known[head].metadata["off"]
         )
-    if value == before and not again:
-        raise StriateError(f"{name} is {told(value)} in the recipe already", hint="leave it out of --ablate")
-    return {OPTIONS: {**recipe.net_options, inner: value}} if dot else {head: value}
+        if value is dataclasses.MISSING or dot != (head == OPTIONS) * ".":
+            having = [key for key, field in known.items() if field.metadata["off"] is not dataclasses.MISSING]
+            other = f"{OPTIONS}.NAME" if head == OPTIONS and not dot else name
+            raise StriateError(
+                f"{name} has no value that leaves it out",
+                allowed=having,
+                hint=f"or another value: {other}=VALUE",
+            )
+        if dot:
+            made = recipe.with_(net_options={**recipe.net_options, inner: value})
+            return name, f"{OPTIONS}.{inner} {told(value)}", made
+        if head == "start_from" and not value:
+            # The same net, though it is the source that named it.
+            like = self.alike
+            recipe = recipe.with_(
+                net=like.net, net_options=like.net_options, size=like.size, channels=like.channels
+            )
+        return head, f"{head} {told(value)}", recipe.with_(**{head: value})
 
 
 def _without(augment: str, name: str, again: bool) -> str:
@@ -220,10 +263,10 @@ def ablate(
     """
     root = place_of(out)
     arms = check_ablation(data, recipe, parts)
-    check_repeats(data, arms[0].recipe, repeats)
+    check_repeats(data, recipe, repeats)
     if int(os.environ.get("RANK", "0")) == 0:
         check_free(root, resume)
-    found: list[Repeats] = []
+    found: list[Repeats | str] = []
     for arm in arms:
         try:
             runs = train_repeats(
@@ -232,13 +275,19 @@ def ablate(
             )  # fmt: skip
         except Interrupted as stopped:
             raise Interrupted(stopped.signal, str(root)) from stopped
+        except Diverged as error:
+            # That a part keeps training from diverging is worth a row, too.
+            if not found:
+                raise
+            found.append(str(error).partition(";")[0])
+            continue
         if not isinstance(runs, Repeats):
             last = runs
             continue
         found.append(runs)
-    if not found:
+    if not found or isinstance(found[0], str):
         return last
-    result = _compared(arms, found, root)
+    result = _compared(arms, found[0], found, root)
     for suffix in ("json", "csv", "png"):
         result.save(root / f"ablation.{suffix}")
     return result
@@ -255,31 +304,44 @@ def ablation_verb(
     """
     if data is None:
         raise StriateError("no data given", hint="give a folder of images, an archive, a .csv or a name")
-    if dry_run:
-        arms = check_ablation(data, recipe, parts)
-        check_repeats(data, recipe, repeats)
-        told = [f"{arm.name}: {arm.change}" for arm in arms[1:]]
-        return Rehearsal((*session.rehearse(data, arms[0].recipe, out=out), *told))
+    if dry_run and resume:
+        raise StriateError("a dry run takes no resume", hint="leave out one of them")
     folder = folder_of_several(data, recipe, out, resume)
-    return ablate(data, recipe, parts, repeats=repeats, out=folder, resume=bool(resume), report=report)
+    if not dry_run:
+        return ablate(data, recipe, parts, repeats=repeats, out=folder, resume=bool(resume), report=report)
+    arms = check_ablation(data, recipe, parts)
+    check_repeats(data, recipe, repeats)
+    lines = []
+    for arm in arms:
+        check_free(place_of(folder) / arm.folder, False)
+        told_of = session.rehearse(data, arm.recipe, out=place_of(folder) / arm.folder)
+        lines += [f"{arm.name}: {arm.change}" if arm.change else arm.name, *(f"  {line}" for line in told_of)]
+    return Rehearsal(tuple(lines))
 
 
-def _compared(arms: Sequence[Arm], found: Sequence[Repeats], root: Path) -> Ablation:
-    whole = found[0]
+def _compared(arms: Sequence[Arm], whole: Repeats, found: Sequence[Repeats | str], root: Path) -> Ablation:
     gaps = [_gap(runs, whole) for runs in found]
+    several = len(whole.seeds) > 1
+    done = [runs if isinstance(runs, Repeats) else None for runs in found]
     return Ablation(
         main_name=whole.main_name, split=whole.split, n=whole.n, seeds=whole.seeds,
         names=tuple(arm.name for arm in arms), changes=tuple(arm.change for arm in arms),
-        means=tuple(runs.mean for runs in found), sds=tuple(runs.sd for runs in found),
+        means=tuple(None if runs is None else runs.mean for runs in done),
+        sds=tuple(None if runs is None else runs.sd for runs in done),
         differences=tuple(gap[0] for gap in gaps), lows=tuple(gap[1] for gap in gaps),
         highs=tuple(gap[2] for gap in gaps),
-        verdicts=("", *(_verdict(gap) if len(whole.seeds) > 1 else "" for gap in gaps[1:])),
+        verdicts=tuple(
+            runs if isinstance(runs, str) else _verdict(gap) if several and runs is not whole else ""
+            for runs, gap in zip(found, gaps, strict=True)
+        ),
         folders=tuple(str(root / arm.folder) for arm in arms), redrawn=whole.redrawn,
     )  # fmt: skip
 
 
-def _gap(runs: Repeats, whole: Repeats) -> tuple[float, float | None, float | None]:
+def _gap(runs: Repeats | str, whole: Repeats) -> tuple[float | None, float | None, float | None]:
     """By how much a recipe's mean is above that of the whole, with its interval."""
+    if isinstance(runs, str):
+        return None, None, None
     if len(runs.scores) > 1:
         return over_runs(np.subtract(runs.scores, whole.scores))
     right, other = _right(runs.folders[0]), _right(whole.folders[0])
@@ -296,7 +358,7 @@ def _right(folder: str) -> Any:
     return np.equal(scores["predicted"], scores["true"])
 
 
-def _verdict(gap: tuple[float, float | None, float | None]) -> str:
+def _verdict(gap: tuple[float | None, float | None, float | None]) -> str:
     """What the interval of a difference to the whole recipe says."""
     low, high = gap[1:]
     if low is None or high is None:

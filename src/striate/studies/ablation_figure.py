@@ -29,20 +29,21 @@ def figure(found: Ablation) -> Figure:
     style(axes)
     axes.axvline(0, color=INK, linewidth=1)
     for row in rows:
-        low, high = found.lows[row], found.highs[row]
+        gap, low, high = found.differences[row], found.lows[row], found.highs[row]
         colour = COLOURS.get(found.verdicts[row], UNTOLD)
         if low is not None and high is not None:
             axes.plot(
                 [100 * low, 100 * high], [row, row], color=colour, linewidth=2.5, solid_capstyle="round"
             )
-        axes.plot(100 * found.differences[row], row, "o", color=colour, markersize=7)
+        if gap is None:
+            axes.text(0, row, " diverged", color=SOFT, va="center", fontsize=9)
+        else:
+            axes.plot(100 * gap, row, "o", color=colour, markersize=7)
     axes.set_yticks(list(rows), [found.names[row] for row in rows], color=INK)
     axes.set_ylim(len(rows) + 0.6, 0.4)
     count = len(found.seeds)
-    axes.set_title(
-        f"{found.main_name} {100 * found.means[0]:.2f}% with the whole recipe", loc="left", fontsize=11,
-        color=INK, weight="bold",
-    )  # fmt: skip
+    whole = f"{found.main_name} {100 * (found.means[0] or 0.0):.2f}% with the whole recipe"
+    axes.set_title(whole, loc="left", fontsize=11, color=INK, weight="bold")
     axes.set_xlabel(
         f"points of {found.main_name} more (right) or less (left) on {found.n:,} {found.split} images,"
         f" {count} seed{'s' * (count > 1)}, 95% intervals",

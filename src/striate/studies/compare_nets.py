@@ -221,6 +221,10 @@ def _measured(
     from striate.studies import energy, measure
 
     place = machine.device_called(device)
+    if not place.startswith(("cpu", "cuda")):
+        if device != "auto":
+            raise StriateError(f"nets are not timed on {device!r}", allowed=["auto", "cpu", "cuda"])
+        place = "cpu"
     before = torch.get_num_threads()
     used = machine.check_threads(threads) or machine.processors()
 

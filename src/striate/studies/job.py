@@ -125,7 +125,7 @@ def train_verb(
     search, searching: so many trials of a search, with its own arguments. ablate: parts of the recipe that
     are left out in turn.
     """
-    if ablate:
+    if ablate is not None:
         from striate.studies.ablation import ablation_verb
 
         if search or range_test or any(value is not None for value in searching.values()):

@@ -24,7 +24,7 @@ from striate.train.recipe import Recipe
 from striate.train.samplers import PRUNERS, SAMPLERS
 from striate.train.search import join, search
 from striate.train.space import Dimension, told
-from striate.train.study import FEWEST, LEASES, SearchResult, Study, TrialRecord
+from striate.train.study import FEWEST, LEASES, TRIALS, SearchResult, Study, TrialRecord
 
 IMPORTANCE = (
     "How much of the scores' variance over the whole space each setting explains by itself and with others "
@@ -61,7 +61,9 @@ def search_verb(
     how: dict[str, Any] = {"trials": trials, "out": out, "sampler": sampler, "pruner": pruner, "given": given}
     if dry_run:
         study = join(data, recipe, space, dry=True, **how)
-        lines = [f"study: {study.folder}", *session.rehearse(study.data(), study.recipe)[1:]]
+        first = study.space.recipe(study.recipe, {d.name: d.ends()[0] for d in study.space.dimensions})
+        told = session.rehearse(study.data(), first, out=study.folder / TRIALS / "rehearsal")
+        lines = [f"study: {study.folder}", *told[1:]]
         return job.Rehearsal((*lines, *(f"search: {line}" for line in study.space.lines())))
     study = search(data, recipe, space, **how)
     return finish(study, report=report)

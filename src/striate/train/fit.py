@@ -111,6 +111,10 @@ class Interrupted(StriateError):
         )
 
 
+class Diverged(StriateError):
+    """Raised when the loss is no longer a number."""
+
+
 @dataclass
 class Stop:
     """Set by the first SIGINT or SIGTERM; the second one acts as if nobody listened."""
@@ -162,7 +166,8 @@ def fit(
     told each of EVENTS.
 
     Raises:
-        StriateError: the loss is no longer a number; whatever the net, task or data raise.
+        Diverged: the loss is no longer a number.
+        StriateError: whatever the net, task or data raise.
     """
     averages = [job.average.average] if job.average else []
     with quick(job.recipe, job.net, *averages):
@@ -345,10 +350,10 @@ def must_be_finite(job: Job) -> None:
     """Raise when the loss of this epoch is no longer a number, before a checkpoint could keep it.
 
     Raises:
-        StriateError: says at which epoch, and which rate to try.
+        Diverged: says at which epoch, and which rate to try.
     """
     if not math.isfinite(float(job.state.loss)):
-        raise StriateError(
+        raise Diverged(
             f"the loss is no longer a number in epoch {job.state.epoch + 1}: the training diverged",
             hint=f"lower the rate (--lr {(job.recipe.lr or 0.0) / 3:.2g}) or clip gradients (--clip 1)",
         )

@@ -7,12 +7,14 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from striate.core.errors import StriateError, unknown
 from striate.core.written import read_call
 from striate.layers.initialisation import INITIALISATIONS as INITIALISATIONS
 from striate.nets import lsuv  # registers its rule
+from striate.train.recipe import Recipe
 
 OWN = "own"
 # What a rule sees that goes by pictures; of 224 x 224 pixels 41, for which a VGG's first maps take half a GB.
@@ -52,17 +54,26 @@ def rule_of(text: str) -> tuple[Callable[..., nn.Module], bool]:
     return partial(entry.value, **values), by_pictures
 
 
-def check_initialisation(text: str, *, whitened: bool) -> None:
-    """The setting names a rule, and none that the whitened first layer contradicts.
+def check_initialisation(recipe: Recipe) -> None:
+    """The setting writes a rule with values that it takes, and no other setting begins the layers after it.
 
     Raises:
-        StriateError: as `rule_of`; the rule sets layer after layer to the scale of what comes from the first.
+        StriateError: as `rule_of`; a value that the rule does not take; a rule that goes by pictures, which
+            sets layer after layer to the scale of what comes from the one before, beside another beginning of
+            the first layers.
     """
-    if text != OWN and rule_of(text)[1] and whitened:
-        raise StriateError(
-            f"initialisation {text!r} and first_layer 'whitened' both set the first layer by training images",
-            hint="leave one out",
-        )
+    if recipe.initialisation == OWN:
+        return
+    rule, by_pictures = rule_of(recipe.initialisation)
+    others = {"first_layer": recipe.first_layer == "whitened", "grow_from": bool(recipe.grow_from)}
+    for name, given in others.items():
+        if by_pictures and given:
+            raise StriateError(
+                f"initialisation {recipe.initialisation!r} and {name} both say how the first layers begin",
+                hint="leave one out",
+            )
+    with torch.random.fork_rng(devices=[]):
+        rule(nn.Linear(1, 1), *([torch.tensor([[0.0], [1.0]])] if by_pictures else []))
 
 
 def begin(net: nn.Module, text: str, pictures: Callable[[int, int], Tensor]) -> None:

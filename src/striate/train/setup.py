@@ -81,7 +81,7 @@ def check_names(recipe: Recipe) -> None:
         StriateError: an unknown net, optimiser, schedule or augmentation, or a contradiction.
     """
     parse_input(recipe.input)
-    check_initialisation(recipe.initialisation, whitened=recipe.first_layer == "whitened")
+    check_initialisation(recipe)
     check_snapshots(recipe)
     if recipe.net != "auto":
         own = {key: value for key, value in recipe.net_options.items() if key not in DECODING}
@@ -292,16 +292,22 @@ def settle_rate(recipe: Recipe, net: nn.Module) -> float:
     return auto_rate(rate, step, normalised=normalised, adaptive=adaptive)
 
 
-def check_buildable(asked: Recipe, dataset: Dataset, count: int, source: Model | None) -> Recipe:
-    """The recipe with its `auto`s worked out, after its net was built without memory.
+def check_settled(asked: Recipe, dataset: Dataset, source: Model | None) -> Recipe:
+    """The recipe with its `auto`s worked out, checked as far as that goes without weights and without images.
 
     Raises:
-        StriateError: as `check_names` and `settle`; an option or a value that the net does not take.
+        StriateError: as `check_names`, `check_val` and `settle`; an option or a value that the net does not
+            take.
     """
-    settled = settle(asked, dataset, count, source)
+    train, val = training_splits(dataset, asked)
+    settled = settle(asked, dataset, len(train), source)
     check_names(settled)
+    check_val(settled, val)
+    check_steps(settled, dataset.kind)
     with torch.device("meta"):
-        build_net(make_task(dataset, name=settled.task), settled)
+        net = build_net(make_task(dataset, name=settled.task), settled)
+    make_freezing(net, settled.freeze)
+    check_wrapping(net, settled)
     return settled
 
 

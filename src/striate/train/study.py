@@ -22,7 +22,7 @@ from striate.data.samples import Dataset
 from striate.train.journal import open_study
 from striate.train.recipe import FREE, Recipe
 from striate.train.samplers import PRUNERS, SAMPLERS, optuna
-from striate.train.setup import check_buildable, check_names, training_splits
+from striate.train.setup import check_names, check_settled, training_splits
 from striate.train.space import STUDY, Dimension, Space, parse, told
 from striate.train.starting import check_no_model, open_source
 
@@ -272,15 +272,13 @@ class Study:
         """
         if "start_from" in self.space.names:
             return
-        source = open_source(self.recipe)
+        open_source(self.recipe)
         if "net" in self.space.names:
             return
-        data = self.data()
-        count = len(training_splits(data, self.recipe)[0])
         for dimension in self.space.dimensions:
             for value in dimension.ends():
                 trial = self.space.recipe(self.recipe, {dimension.name: value})
-                check_buildable(trial, data, count, source)
+                check_settled(trial, self.data(), open_source(trial))
 
     # --- its parts --------------------------------------------------------------------------------------
 
