@@ -171,6 +171,7 @@ def test_every_setting_that_can_be_left_out_is_checked_by_the_recipe() -> None:
         ("net_options={width: 4}", "net_options has no value that leaves it out.*net_options.NAME=VALUE"),
         ("optimizer", "optimizer has no value that leaves it out.*another value: optimizer=VALUE"),
         ("net_options.width", "no value that leaves it out.*net_options.width=VALUE"),
+        ("augment.flip=0.3", "augment.flip has no value that leaves it out.*or another value: augment=VALUE"),
         ("weight_decay.all", "unknown setting to leave out 'weight_decay.all'"),
         ("label_smoothing=0.1", "'label_smoothing=0.1' gives the same recipe as the whole"),
         ("l1", "'l1' gives the same recipe as the whole; leave it out of --ablate"),

@@ -216,9 +216,9 @@ class _Whole:
         value = (
             read_value(text, f"{head}.{inner}" if dot else head) if equals else known[head].metadata["off"]
         )
-        if value is dataclasses.MISSING or dot != (head == OPTIONS) * ".":
+        if value is dataclasses.MISSING or bool(dot) != (head == OPTIONS):
             having = [key for key, field in known.items() if field.metadata["off"] is not dataclasses.MISSING]
-            other = f"{OPTIONS}.NAME" if head == OPTIONS and not dot else name
+            other = f"{OPTIONS}.{inner or 'NAME'}" if head == OPTIONS else head
             raise StriateError(
                 f"{name} has no value that leaves it out",
                 allowed=having,
@@ -277,7 +277,7 @@ def ablate(
             raise Interrupted(stopped.signal, str(root)) from stopped
         except Diverged as error:
             # That a part keeps training from diverging is worth a row, too.
-            if not found:
+            if arm is arms[0]:
                 raise
             found.append(str(error).partition(";")[0])
             continue
